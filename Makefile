@@ -1,0 +1,62 @@
+# The developer's interface: `make` lists the commands.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+LOCK_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# uv of the machine, else our own, which the first rule below puts into the environment
+UV = $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix wheel lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install everything, exact versions, into .venv
+
+demo: $(STAMP) ## score a simulated model on the quickstart suite: no key needed
+	$(BIN)/fleet-eval run quickstart
+
+test: $(STAMP) ## run the tests, offline
+	$(BIN)/python -m pytest -n auto
+
+check: $(STAMP) ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(STAMP) ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP) ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+lock: $(BIN)/python ## bring requirements.lock in step with pyproject.toml; LOCK_FLAGS=--upgrade
+	@$(uv_present)
+	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --quiet $(LOCK_FLAGS) -o requirements.lock
+
+clean: ## remove builds and caches; runs and .venv stay
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find fleet_rlm tests -name __pycache__ -prune -exec rm -rf {} +
+
+define uv_present
+command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+endef
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fleet-rlm needs Python 3.11 or newer. Try: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Compiled at once: without .pyc files every first start is 2-5 times slower.
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	@$(uv_present)
+	$(UV) pip install --python $(BIN)/python --require-hashes --compile-bytecode --quiet -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet --editable .
+	$(BIN)/python -m compileall -q fleet_rlm
+	@touch $@

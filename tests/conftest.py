@@ -1,0 +1,72 @@
+"""What every test gets: nothing beyond this machine, and none of the user's keys and stores."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+_USERS_OWN = ("DSPY_", "MLFLOW_", "MODAL_", "OPENAI_", "ANTHROPIC_")
+_attempts: list[str] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported that reads the environment; child processes inherit it."""
+    for name in list(os.environ):
+        if name.startswith(_USERS_OWN) or name.endswith("_API_KEY"):
+            del os.environ[name]
+    # A checkout is tested as it stands, installed or not, also by the commands that tests start.
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # A shared CI machine is slow now and then, and a failure there must be the same on any other.
+    hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+    hypothesis.settings.load_profile("suite")
+    socket.socket.connect = _guarded(socket.socket.connect)  # type: ignore[method-assign]
+    socket.socket.connect_ex = _guarded(socket.socket.connect_ex)  # type: ignore[method-assign]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["DSPY_CACHEDIR"], ignore_errors=True)
+
+
+def _guarded(connect: Any) -> Any:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_here(address[0]):
+            _attempts.append(f"{address[0]}:{address[1]}")
+            raise ConnectionRefusedError(f"tests are offline: {address}")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_here(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+@pytest.fixture(autouse=True)
+def offline() -> Iterator[None]:
+    """Fails a test that reached for the network, even where the code made do without it."""
+    _attempts.clear()
+    yield
+    assert not _attempts, f"reached for the network: {_attempts}"
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A prepared, empty MLflow store to copy: MLflow takes 1.5-10 s to make one."""
+    from fleet_rlm.tracking.store import prepare_store
+
+    base = tmp_path_factory.getbasetemp()
+    template = (base if worker_id == "master" else base.parent) / "mlflow-template.db"
+    prepare_store(f"sqlite:///{template}")
+    return template
