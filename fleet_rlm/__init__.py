@@ -1,0 +1,56 @@
+"""Evaluate and optimize DSPy Recursive Language Models on long-context suites.
+
+Start at `fleet_rlm.evaluate` (runner/evaluate.py), `fleet_rlm.RLM` (program/rlm.py) or the command
+line (cli/eval.py). Public names are loaded when first used, so that `import fleet_rlm` costs
+nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fleet_rlm import errors as errors
+    from fleet_rlm.program.bundle import load as load
+    from fleet_rlm.program.bundle import save as save
+    from fleet_rlm.program.context_ref import ContextRef as ContextRef
+    from fleet_rlm.program.manifest import Evidence as Evidence
+    from fleet_rlm.program.recursion import RecursionSettings as RecursionSettings
+    from fleet_rlm.program.rlm import RLM as RLM
+    from fleet_rlm.program.stream import astream as astream
+    from fleet_rlm.program.stream import stream as stream
+    from fleet_rlm.runner.evaluate import evaluate as evaluate
+    from fleet_rlm.runner.evaluate import open_run as open_run
+    from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ContextRef": "fleet_rlm.program.context_ref",
+    "LocalInterpreter": "fleet_rlm.sandbox.interpreter",
+    "RLM": "fleet_rlm.program.rlm",
+    "RecursionSettings": "fleet_rlm.program.recursion",
+    "astream": "fleet_rlm.program.stream",
+    "errors": "fleet_rlm",
+    "Evidence": "fleet_rlm.program.manifest",
+    "evaluate": "fleet_rlm.runner.evaluate",
+    "load": "fleet_rlm.program.bundle",
+    "open_run": "fleet_rlm.runner.evaluate",
+    "save": "fleet_rlm.program.bundle",
+    "stream": "fleet_rlm.program.stream",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fleet_rlm' has no attribute {name!r}")
+    if name == "errors":
+        return import_module("fleet_rlm.errors")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
