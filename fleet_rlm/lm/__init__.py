@@ -1,0 +1,1 @@
+"""Language models: connect by name, price, meter. Start at `connect.py`."""
