@@ -1,0 +1,1283 @@
+"""What runs inside every box: the supervisor and, forked from a zygote, one worker per session.
+
+    host ─── supervisor ─── zygote
+      ╰──────── worker 1 .. n ─╯ (guest code)
+
+One file next to `confine.py`, standard library only (Python 3.10 to 3.14), so that one upload puts
+it into any box.
+
+* The supervisor opens, interrupts, kills and cleans up for the host. It runs no guest code. On one
+  machine each worker has a channel of its own to the host, and no byte of a guest ever reaches the
+  supervisor. Where there is but one stream (stdin and stdout of a container) it relays: it stamps
+  the session id on every frame and drops what a worker has no business to send.
+* The zygote holds imports only. What sessions send and receive never passes through the process
+  that workers are forked from, so no worker finds another session's text in its own memory.
+* A worker locks itself in before its first guest byte, then serves cells until its channel closes.
+
+A frame is a header (payload length, session id, kind, number of descriptors) and a payload: JSON,
+or plain text for STDOUT.
+"""
+
+# pathlib has neither descriptors nor dir_fd, and its import would delay every start.
+# ruff: noqa: PTH100, PTH102, PTH106, PTH118, PTH120, PTH123
+
+from __future__ import annotations
+
+import array
+import ast
+import binascii
+import builtins
+import contextlib
+import ctypes
+import errno
+import fcntl
+import gc
+import importlib
+import importlib.util
+import io
+import itertools
+import json
+import linecache
+import mmap
+import os
+import pickle
+import queue
+import random
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+HEADER = struct.Struct("!IIBB")
+OPEN, CLOSE, INTERRUPT, CALM, ROOM, CPU = range(1, 7)
+"""From the host to the supervisor: open a session, end it, interrupt its cell, the cell has ended
+after all, make room for inputs, tell the processor time. The last three are answered."""
+EXEC, TOOL_RESULT = range(11, 13)
+"""From the host to a worker."""
+READY, STDOUT, TOOL_CALL, RESULT = range(21, 25)
+"""From a worker to the host."""
+HELLO, REPLY, DIED = range(31, 34)
+"""From the supervisor to the host."""
+
+MAX_FRAME = 32 << 20
+"""Bytes in one payload; more is a breach of the protocol."""
+MAX_ANSWER = 20 << 20
+"""Bytes of JSON in the arguments of a tool call, a tool's result or a submitted answer."""
+MAX_VALUE = 1 << 20
+"""Bytes of JSON in the value of a trailing expression; beyond it, MAX_TEXT characters of repr."""
+MAX_TEXT = 20_000
+MAX_ERROR = 6_000
+MAX_STREAM = 1 << 16
+"""Characters of standard output sent while a cell runs; its result brings head and tail of all."""
+MAX_NATIVE = 1 << 20
+"""Bytes from C code, written to descriptors 1 and 2, that are kept per cell."""
+HIGH_WATER = 8 << 20
+"""Bytes waiting for a slow host beyond which no worker is read."""
+CHUNK = 1 << 18
+NAG_S = 0.25
+
+PRELOAD = (
+    *("asyncio", "collections", "concurrent.futures", "copy", "csv", "dataclasses", "datetime"),
+    *(
+        "decimal",
+        "difflib",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "html",
+        "inspect",
+    ),
+    *("inspect", "math", "operator", "pprint", "re", "statistics", "string", "textwrap", "typing"),
+    *("unicodedata", "uuid", "zoneinfo"),
+)
+"""Imported once in the zygote, so that every session has them for nothing."""
+
+
+class Frame(NamedTuple):
+    """One message. `fds` are open descriptors that the receiver owns."""
+
+    sid: int
+    kind: int
+    payload: bytes
+    fds: list[int]
+
+
+class SocketPort:
+    """A unix stream socket as a byte stream that can carry descriptors."""
+
+    def __init__(self, sock: socket.socket, *, take_fds: bool = False) -> None:
+        self.sock = sock
+        self.take_fds = take_fds
+        self.read_fd = self.write_fd = sock.fileno()
+
+    def read(self) -> tuple[bytes, Sequence[int]]:
+        """At most CHUNK bytes, none at the end of the stream, and the descriptors with them."""
+        if not self.take_fds:
+            return self.sock.recv(CHUNK), ()  # the kernel drops descriptors that the peer pushes
+        data, fds, _, _ = socket.recv_fds(self.sock, CHUNK, 253)
+        return data, fds
+
+    def write(self, data: memoryview, fds: Sequence[int]) -> int:
+        """Send a first part of `data`, with all `fds`; returns the bytes taken."""
+        if not fds:
+            return self.sock.send(data)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        return self.sock.sendmsg([data], [rights])
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class PipePort:
+    """Two plain descriptors, such as stdin and stdout, as a byte stream; carries no descriptors."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.read_fd, self.write_fd = read_fd, write_fd
+
+    def read(self) -> tuple[bytes, Sequence[int]]:
+        return os.read(self.read_fd, CHUNK), ()
+
+    def write(self, data: memoryview, fds: Sequence[int]) -> int:
+        if fds:
+            raise ValueError("descriptors cannot travel over a pipe")
+        return os.write(self.write_fd, data[:CHUNK])
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+Port = SocketPort | PipePort
+
+
+class Conn:
+    """Frames over a port. Reading and writing share nothing, so each may have its own thread."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.backlog = 0
+        """Bytes pushed and not written yet."""
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+        self._out: deque[tuple[memoryview, Sequence[int]]] = deque()
+
+    def feed(self) -> bool:
+        """Read once; False at the end of the stream."""
+        data, fds = self.port.read()
+        self._fds.extend(fds)
+        self._buffer += data
+        return bool(data)
+
+    def frames(self) -> Iterator[Frame]:
+        """The complete frames among what was read.
+
+        Raises:
+            ValueError: a header announces more than MAX_FRAME bytes.
+        """
+        while len(self._buffer) >= HEADER.size:
+            length, sid, kind, count = HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise ValueError(f"a frame of {length} bytes")
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            with memoryview(self._buffer) as view:
+                payload = bytes(view[HEADER.size : end])
+            del self._buffer[:end]
+            fds, self._fds = self._fds[:count], self._fds[count:]
+            yield Frame(sid, kind, payload, fds)
+
+    def push(self, sid: int, kind: int, payload: bytes, fds: Sequence[int] = ()) -> None:
+        """Queue one frame; its `fds` are closed when they are sent."""
+        data = HEADER.pack(len(payload), sid, kind, len(fds)) + payload
+        self._out.append((memoryview(data), fds))
+        self.backlog += len(data)
+
+    def flush(self) -> bool:
+        """Write what the port takes; True when nothing is left."""
+        while self._out:
+            data, fds = self._out[0]
+            try:
+                sent = self.port.write(data, fds)
+            except BlockingIOError:
+                return False
+            for fd in fds:
+                os.close(fd)
+            self.backlog -= sent
+            if sent == len(data):
+                self._out.popleft()
+            else:
+                self._out[0] = (data[sent:], ())
+        return True
+
+
+def to_json(value: object) -> bytes:
+    """UTF-8 JSON of the driver's own messages."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def clip(text: str, head: int, tail: int) -> str:
+    """`text` with its middle left out when it is longer than `head` + `tail` characters."""
+    omitted = len(text) - head - tail
+    if omitted <= 0:
+        return text
+    return f"{text[:head]}\n[... {omitted:,} characters ...]\n{text[head + omitted :]}"
+
+
+def erase(top: str) -> None:
+    """Remove a folder that guest code filled, at any depth: no recursion, no long path, no link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+    def enter(name: str, parent: int | None = None) -> tuple[int, list[str]]:
+        """Open a folder and unlink its files; returns its descriptor and the folders in it."""
+        os.chmod(name, 0o700, dir_fd=parent)
+        folder = os.open(name, flags, dir_fd=parent)
+        with os.scandir(folder) as entries:
+            inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for entry_name, is_folder in inside:
+            if not is_folder:
+                os.unlink(entry_name, dir_fd=folder)
+        return folder, [entry_name for entry_name, is_folder in inside if is_folder]
+
+    here, todo = enter(top)
+    above: list[tuple[str, list[str]]] = []
+    while todo or above:
+        if todo:
+            above.append((todo.pop(), todo))
+            there, todo = enter(above[-1][0], here)
+        else:
+            there = os.open("..", flags, dir_fd=here)
+            name, todo = above.pop()
+            os.rmdir(name, dir_fd=there)
+        os.close(here)
+        here = there
+    os.close(here)
+    os.rmdir(top)
+
+
+class Member:
+    """A session as the supervisor sees it."""
+
+    def __init__(self, sid: int, scratch: str, memory: int) -> None:
+        self.sid, self.scratch, self.memory = sid, scratch, memory
+        self.relay: Conn | None = None
+        """The worker's channel, where the host has none of its own."""
+        self.pid = 0
+        """0 until known; not reaped, so not reused, while this object lives."""
+        self.why: str | None = None
+        self.kill_at: float | None = None
+        """When the grace of an interrupted cell ends."""
+        self.nag_at = 0.0
+        """When to interrupt it again: an `except:` may have swallowed the last one."""
+
+    def make_room(self, held: int) -> None:
+        """Three times the inputs on top of the limit: pages, decoded value, one working copy."""
+        hard = resource.prlimit(self.pid, resource.RLIMIT_AS)[1]
+        soft = self.memory + 3 * held
+        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+        resource.prlimit(self.pid, resource.RLIMIT_AS, (soft, hard))
+
+    def cpu_s(self) -> float:
+        """Processor time of the worker, 0 where it cannot be told."""
+        try:
+            return time.clock_gettime((~self.pid << 3) | 2)
+        except OSError:
+            return 0.0
+
+
+class Janitor(threading.Thread):
+    """Erases the folders of ended sessions and reports those that outgrow their limit.
+
+    A thread of its own: a folder with thousands of files must not hold up other sessions' frames.
+    """
+
+    PERIOD_S = 0.5
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        super().__init__(name="janitor", daemon=True)
+        self.report = report
+        self.watched: dict[int, tuple[str, int, int]] = {}
+        """Session id -> its folder, the bytes and the files it may hold."""
+        self.ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            try:
+                folder = self.ended.get(timeout=self.PERIOD_S)
+            except queue.Empty:
+                self._look()
+                continue
+            if folder is None:
+                return
+            with contextlib.suppress(OSError):
+                erase(folder)
+
+    def finish(self) -> None:
+        """Erase what is still to be erased and stop."""
+        self.ended.put(None)
+        self.join()
+
+    def _look(self) -> None:
+        for sid, limits in list(self.watched.items()):
+            if self._outgrown(*limits):
+                self.report(sid)
+
+    @staticmethod
+    def _outgrown(top: str, most_bytes: int, most_files: int) -> bool:
+        size, files, folders = 0, 0, [top]
+        while folders:
+            try:
+                for entry in os.scandir(folders.pop()):
+                    files += 1
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if size > most_bytes or files > most_files:
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+            except OSError as error:  # the guest removes files while we look
+                if error.errno == errno.ENAMETOOLONG:
+                    return True
+        return False
+
+
+class Supervisor:
+    """Serves the host's requests about sessions. One thread, and the janitor."""
+
+    def __init__(self, host: Conn, zygote: socket.socket, root: str) -> None:
+        self.host, self.zygote, self.root = host, zygote, root
+        self.members: dict[int, Member] = {}
+        self.relayed: dict[int, Member] = {}
+        """Sessions without a channel of their own, by the descriptor of their worker."""
+        self.poll = select.poll()
+        self.host_full = self.paused = False
+        self.outgrown: deque[int] = deque()
+        self.wake_read, self.wake_write = os.pipe()
+        self.janitor = Janitor(self._report)
+
+    def run(self) -> None:
+        """Serve until the host closes its end or the zygote is gone, then leave nothing behind."""
+        self.janitor.start()
+        for fd in (self.host.port.read_fd, self.zygote.fileno(), self.wake_read):
+            self.poll.register(fd, select.POLLIN)
+        self.host.push(0, HELLO, to_json({"python": sys.version.split()[0]}))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
+            while True:
+                self._turn()
+        for member in self.members.values():
+            self._kill(member, "sandbox closed")
+        self.zygote.close()
+        os.wait()  # the zygote ends after the last worker
+        self.janitor.finish()
+        with contextlib.suppress(OSError):
+            erase(self.root)
+
+    def _turn(self) -> None:
+        self._write_host()
+        for fd, event in self.poll.poll(self._wait_ms()):
+            if fd == self.host.port.read_fd and event != select.POLLOUT:
+                self._from_host()
+            elif fd == self.zygote.fileno():
+                self._from_zygote()
+            elif fd == self.wake_read:
+                os.read(fd, CHUNK)
+                while self.outgrown:
+                    self._kill(self.members.get(self.outgrown.popleft()), "scratch")
+            elif fd in self.relayed:
+                self._from_worker(self.relayed[fd], event)
+
+    def _report(self, sid: int) -> None:
+        self.outgrown.append(sid)
+        os.write(self.wake_write, b"x")
+
+    def _write_host(self) -> None:
+        """Flush; when the host is slow wait for room, when it is very slow stop reading workers."""
+        full = not self.host.flush()
+        if full != self.host_full:
+            self.host_full = full
+            port = self.host.port
+            if port.read_fd == port.write_fd:
+                self.poll.modify(port.read_fd, select.POLLIN | (select.POLLOUT if full else 0))
+            elif full:
+                self.poll.register(port.write_fd, select.POLLOUT)
+            else:
+                self.poll.unregister(port.write_fd)
+        paused = self.host.backlog > HIGH_WATER
+        if paused != self.paused:
+            self.paused = paused
+            for fd, member in self.relayed.items():
+                self._watch(fd, member)
+
+    def _watch(self, fd: int, member: Member) -> None:
+        reading = 0 if self.paused else select.POLLIN
+        writing = select.POLLOUT if member.relay and member.relay.backlog else 0
+        self.poll.register(fd, reading | writing)
+
+    def _wait_ms(self) -> float | None:
+        """Nag or kill those that were interrupted; milliseconds until the next is due."""
+        now = time.monotonic()
+        waits = []
+        for member in self.members.values():
+            if member.kill_at is None:
+                continue
+            if member.kill_at <= now:
+                member.kill_at = None
+                self._kill(member, "timeout")
+                continue
+            if member.nag_at <= now:
+                member.nag_at = now + NAG_S
+                os.kill(member.pid, signal.SIGINT)
+            waits.append((min(member.kill_at, member.nag_at) - now) * 1000 + 1)
+        return min(waits, default=None)
+
+    def _kill(self, member: Member | None, why: str) -> None:
+        if member is None:
+            return
+        member.why = member.why or why
+        if member.pid:
+            os.kill(member.pid, signal.SIGKILL)
+
+    def _from_host(self) -> None:
+        try:
+            if not self.host.feed():
+                raise EOFError
+        except BlockingIOError:
+            return
+        for frame in self.host.frames():
+            member = self.members.get(frame.sid)
+            if frame.kind == OPEN:
+                self._open(frame)
+            elif member is None:
+                self._refuse(frame)
+            elif frame.kind == CLOSE:
+                self._kill(member, "closed")
+            elif frame.kind in (EXEC, TOOL_RESULT):
+                self._to_worker(member, frame)
+            else:
+                self._control(member, frame.kind, json.loads(frame.payload))
+
+    def _open(self, frame: Frame) -> None:
+        limits = json.loads(frame.payload)
+        scratch = os.path.join(self.root, f"s{frame.sid}")
+        try:
+            os.mkdir(scratch, 0o700)
+            member = Member(frame.sid, scratch, limits["memory"])
+            channel = frame.fds[0] if frame.fds else self._relay_for(member)
+        except OSError as error:
+            self.host.push(frame.sid, DIED, to_json({"error": str(error)}))
+            return
+        self.members[frame.sid] = member
+        self.janitor.watched[frame.sid] = (scratch, limits["scratch"], limits["files"])
+        request = to_json({"sid": frame.sid, "scratch": scratch, "limits": limits})
+        socket.send_fds(self.zygote, [request], [channel])
+        os.close(channel)
+
+    def _refuse(self, frame: Frame) -> None:
+        """A session that has ended: nothing is done, but what waits for an answer gets one."""
+        for fd in frame.fds:
+            os.close(fd)
+        if frame.kind in (CALM, ROOM, CPU):
+            answer = {"tag": json.loads(frame.payload)["tag"], "cpu_s": 0.0}
+            self.host.push(frame.sid, REPLY, to_json(answer))
+
+    def _control(self, member: Member, kind: int, request: dict[str, Any]) -> None:
+        """Do what the host asks about a session that is ready."""
+        while not member.pid:  # its worker told it before it told the host that it is ready
+            select.select([self.zygote.fileno()], (), ())
+            self._from_zygote()
+        if kind == INTERRUPT:
+            now = time.monotonic()
+            member.kill_at, member.nag_at = member.kill_at or now + request["grace"], now + NAG_S
+            os.kill(member.pid, signal.SIGINT)
+            return
+        if kind == CALM:
+            member.kill_at = None
+        elif kind == ROOM:
+            member.make_room(request["held"])
+        answer = {"tag": request["tag"], "cpu_s": member.cpu_s()}
+        self.host.push(member.sid, REPLY, to_json(answer))
+
+    def _from_zygote(self) -> None:
+        try:
+            data = self.zygote.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if not data:
+            raise EOFError
+        news = json.loads(data)
+        member = self.members[news["sid"]]
+        if "pid" in news:
+            member.pid = news["pid"]
+            if member.why:
+                self._kill(member, member.why)
+            return
+        if member.relay:
+            with contextlib.suppress(OSError):  # what it said before it ended
+                while member.relay.feed():
+                    pass
+            self._pass_on(member)
+            self._end_relay(member)
+        del self.members[member.sid], self.janitor.watched[member.sid]
+        self.janitor.ended.put(member.scratch)
+        self.zygote.send(to_json({"bury": member.sid}))
+        self.host.push(member.sid, DIED, to_json({**news, "why": member.why}))
+
+    def _relay_for(self, member: Member) -> int:
+        """Keep one end of a channel to relay from; returns the worker's."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        member.relay = Conn(SocketPort(ours))
+        self.relayed[ours.fileno()] = member
+        self._watch(ours.fileno(), member)
+        return theirs.detach()
+
+    def _end_relay(self, member: Member) -> None:
+        if member.relay and self.relayed.pop(member.relay.port.read_fd, None):
+            self.poll.unregister(member.relay.port.read_fd)
+            member.relay.port.close()
+
+    def _to_worker(self, member: Member, frame: Frame) -> None:
+        if member.relay is None:
+            return
+        member.relay.push(frame.sid, frame.kind, frame.payload)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is on the way
+            if not member.relay.flush():
+                self._watch(member.relay.port.read_fd, member)
+
+    def _from_worker(self, member: Member, event: int) -> None:
+        relay, alive = member.relay, True
+        if relay is None:
+            return
+        try:
+            if event & select.POLLOUT and relay.flush():
+                self._watch(relay.port.read_fd, member)
+            if event & ~select.POLLOUT:
+                alive = relay.feed()
+        except BlockingIOError:
+            return
+        except OSError:
+            alive = False
+        self._pass_on(member)
+        if not alive:
+            self._end_relay(member)
+            self._kill(member, "channel")
+
+    def _pass_on(self, member: Member) -> None:
+        """Relay a worker's frames with its session id on them."""
+        try:
+            for frame in member.relay.frames() if member.relay else ():
+                if frame.kind not in (READY, STDOUT, TOOL_CALL, RESULT):
+                    raise ValueError(f"a frame of kind {frame.kind}")
+                self.host.push(member.sid, frame.kind, frame.payload)
+        except ValueError:
+            self._end_relay(member)
+            self._kill(member, "protocol")
+
+
+def zygote(supervisor: socket.socket, confine: Any, lock: Any) -> None:
+    """Fork a worker for each request until the supervisor closes its end; then kill them all.
+
+    Args:
+        supervisor: the zygote's end of a SOCK_SEQPACKET pair.
+        confine: the module of that name.
+        lock: its `Lock` for the workers, None for a box that needs none.
+    """
+    children: dict[int, int] = {}
+    dead: dict[int, int] = {}
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def report() -> None:
+        for pid, sid in list(children.items()):
+            # WNOWAIT: the pid stays taken until the supervisor, which signals by pid, lets go of it
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end is not None:
+                del children[pid]
+                dead[sid] = pid
+                key = "code" if end.si_code == os.CLD_EXITED else "signal"
+                supervisor.send(to_json({"sid": sid, key: end.si_status}))
+
+    while True:
+        ready = select.select([supervisor.fileno(), wake_read], [], [])[0]
+        if wake_read in ready:
+            os.read(wake_read, CHUNK)
+            report()
+        if supervisor.fileno() not in ready:
+            continue
+        data, fds, _, _ = socket.recv_fds(supervisor, 1 << 16, 1)
+        if not data:
+            break
+        request = json.loads(data)
+        if "bury" in request:
+            if pid := dead.pop(request["bury"], 0):
+                os.waitpid(pid, 0)
+            continue
+        try:
+            pid = os.fork()
+        except OSError as error:
+            supervisor.send(to_json({"sid": request["sid"], "error": f"fork: {error}"}))
+        else:
+            if pid == 0:
+                become_worker(supervisor, fds[0], request, confine, lock)
+            children[pid] = request["sid"]
+        os.close(fds[0])
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    for pid in [*children, *dead.values()]:
+        os.waitpid(pid, 0)
+
+
+class CellInterrupt(BaseException):
+    """The cell's time is up, or the host wants it to end."""
+
+
+class Final(BaseException):
+    """Raised by SUBMIT; ends the cell."""
+
+
+class Shield:
+    """Keeps the interrupt out of the runtime's own code.
+
+    The signal handler runs in the main thread between any two instructions. Inside `with shield`
+    it only takes a note, and the interrupt is raised on the way out; so frames are never cut and
+    locks never lost. Other threads never see the interrupt: for them the shield does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.armed = False
+        """A cell is running: an interrupt is meant for it."""
+        self.on_interrupt: Callable[[], None] = lambda: None
+        self._main = threading.get_ident()
+        self._depth = 0
+        self._noted = False
+
+    def arm(self) -> None:
+        """Before each cell: guest code may have replaced the handler."""
+        self._noted = False
+        signal.signal(signal.SIGINT, self._handle)
+        self.armed = True
+
+    def _handle(self, *_: object) -> None:
+        if not self.armed:
+            return
+        self.on_interrupt()
+        if self._depth:
+            self._noted = True
+        else:
+            raise CellInterrupt
+
+    def _raise_noted(self) -> None:
+        if self._noted and self.armed:
+            self._noted = False
+            raise CellInterrupt
+
+    def __enter__(self) -> None:
+        if threading.get_ident() == self._main:
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_ident() == self._main:
+            self._depth -= 1
+            if not self._depth:
+                self._raise_noted()
+
+    def open_for(self, wait: Callable[[], T]) -> T:
+        """Inside the shield, run a blocking call that an interrupt may end."""
+        if threading.get_ident() != self._main:
+            return wait()
+        depth, self._depth = self._depth, 0
+        try:
+            self._raise_noted()
+            return wait()
+        finally:
+            self._depth = depth
+
+
+class Channel:
+    """A worker's end of its channel. Any thread may call a tool; whoever waits first reads for all.
+
+    There is no reader thread: one switch less per call, and nothing that keeps a session alive.
+    """
+
+    def __init__(self, sock: socket.socket, shield: Shield) -> None:
+        self._conn = Conn(SocketPort(sock, take_fds=True))
+        self._sock, self._shield = sock, shield
+        self._send_lock, self._lead = threading.Lock(), threading.Lock()
+        self._ids = itertools.count(1)
+        self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._boxes: dict[int, queue.SimpleQueue[Any]] = {}
+        """Tool call id -> where its answer goes."""
+        self._waiting: dict[int, queue.SimpleQueue[Any]] = {}
+        """The boxes at which a thread waits, by their identity."""
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._cut = False
+        shield.on_interrupt = self._cut_calls
+
+    def send(self, kind: int, payload: bytes) -> None:
+        """Send one frame, whole, whatever signals arrive."""
+        with self._shield, self._send_lock:
+            self._sock.sendall(HEADER.pack(len(payload), 0, kind, 0) + payload)
+
+    def next_command(self) -> tuple[bytes, list[int]]:
+        """Wait for the next EXEC."""
+        while (command := self._take(self._commands)) is None:
+            pass
+        self._cut = False
+        return command  # type: ignore[no-any-return]
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a host tool and wait for its result.
+
+        Raises:
+            RuntimeError: with the message of whatever the tool raised on the host.
+            TypeError: the arguments are not plain data.
+        """
+        rid = next(self._ids)
+        call = {"id": rid, "name": name, "args": args, "kwargs": kwargs}
+        payload = plain_json(call, f"arguments of {name}()")
+        if self._cut or not self._shield.armed:
+            raise RuntimeError("tools can only be called while a cell is running")
+        with self._shield:
+            box = self._boxes[rid] = queue.SimpleQueue()
+            try:
+                self.send(TOOL_CALL, payload)
+                while (answer := self._take(box)) is None:
+                    pass
+            finally:
+                del self._boxes[rid]
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["value"]
+
+    def _cut_calls(self) -> None:
+        """End every waiting call with an error: threads that an interrupted cell joins end too."""
+        self._cut = True
+        for box in list(self._boxes.values()):
+            box.put({"error": "the cell was interrupted while this call waited"})
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")
+
+    def _take(self, box: queue.SimpleQueue[Any]) -> Any:
+        """What arrives in `box`; None says that whoever read for all is done: try again."""
+        with self._shield:
+            # Registered before the lead is tried: a leader that leaves later hands it to us.
+            self._waiting[id(box)] = box
+            try:
+                got = self._receive(box)
+            except BaseException:
+                del self._waiting[id(box)]
+                self._pass_lead()
+                raise
+            del self._waiting[id(box)]
+            if got is not None:
+                self._pass_lead()
+            return got
+
+    def _receive(self, box: queue.SimpleQueue[Any]) -> Any:
+        if not self._lead.acquire(blocking=False):
+            return self._shield.open_for(box.get)
+        try:
+            while box.empty():
+                self._read()
+        finally:
+            self._lead.release()
+        return box.get()
+
+    def _pass_lead(self) -> None:
+        if not self._lead.locked():  # else its holder will pass it on
+            for box in list(self._waiting.values())[:1]:
+                box.put(None)
+
+    def _read(self) -> None:
+        channel = self._sock.fileno()
+        sources = (channel, self._wake_read)
+        ready = self._shield.open_for(lambda: select.select(sources, (), ())[0])
+        if self._wake_read in ready:
+            os.read(self._wake_read, CHUNK)
+        if channel not in ready:
+            return
+        if not self._conn.feed():
+            os._exit(0)
+        for frame in self._conn.frames():
+            if frame.kind == EXEC:
+                self._commands.put((frame.payload, frame.fds))
+            elif frame.kind == TOOL_RESULT:
+                answer = json.loads(frame.payload)
+                if box := self._boxes.get(answer["id"]):
+                    box.put(answer)
+
+
+class _PlainEncoder(json.JSONEncoder):
+    """JSON of plain data; numpy and pandas values count as the lists and numbers they hold."""
+
+    def default(self, o: Any) -> Any:
+        family = type(o).__module__.partition(".")[0]
+        if family in ("numpy", "pandas") and hasattr(o, "tolist"):
+            return o.tolist()
+        raise TypeError(f"{type(o).__name__} is not plain data")
+
+
+_plain = _PlainEncoder(ensure_ascii=False, allow_nan=False)
+
+
+def plain_json(value: Any, what: str) -> bytes:
+    """JSON of something that guest code wants to send out.
+
+    Raises:
+        TypeError, ValueError: in words that tell a model what to do about it.
+    """
+    try:
+        data = _plain.encode(value).encode("utf-8", "replace")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"{what}: {error}. Only plain data can leave the session: str, int, float, bool, None, "
+            "lists, and dicts with str keys. Convert first, e.g. sorted(a_set), list(a_generator), "
+            "some_bytes.decode(), str(anything)."
+        ) from None
+    if len(data) > MAX_ANSWER:
+        raise ValueError(f"{what}: {len(data):,} bytes; at most {MAX_ANSWER:,} can leave")
+    return data
+
+
+class Output(io.TextIOBase):
+    """Standard output of a session: constant memory, exact count, head and tail kept.
+
+    Pieces are queued (an atomic append, so any thread may print) and folded now and then.
+    """
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, channel: Channel, shield: Shield, head: int, tail: int) -> None:
+        self.live = False
+        """Send pieces to the host while the cell runs."""
+        self.buffer = _OutputBytes(self)
+        self._channel, self._shield = channel, shield
+        self._max_head, self._max_tail = head, tail
+        self._lock = threading.Lock()
+        self._pieces: deque[str] = deque()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._count = self._sent = 0
+        self._head = self._tail = ""
+        self._sent_at = 0.0
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        self._pieces.append(text)
+        full = len(text) > 4096 or len(self._pieces) > 256
+        late = self.live and text[-1:] == "\n" and time.monotonic() - self._sent_at > 0.05
+        if full or late:
+            self._fold()
+        return len(text)
+
+    def flush(self) -> None:
+        if self.live:
+            self._fold()
+
+    def _fold(self) -> None:
+        with self._shield, self._lock:
+            pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
+            text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+            self._count += len(text)
+            if self.live and text and self._sent < MAX_STREAM:
+                piece = text[: MAX_STREAM - self._sent]
+                self._sent += len(piece)
+                self._sent_at = time.monotonic()
+                self._channel.send(STDOUT, piece.encode("utf-8", "replace"))
+            room = self._max_head - len(self._head)
+            self._head += text[:room]
+            text = text[room:]
+            if text:
+                self._tail = (self._tail + text[-self._max_tail :])[-self._max_tail :]
+
+    def isatty(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def take(self) -> tuple[str, int]:
+        """What was printed, without its middle when it is long, and its length in characters."""
+        self._fold()
+        with self._lock:
+            head, tail, count = self._head, self._tail, self._count
+            self._reset()
+        if omitted := count - len(head) - len(tail):
+            head += f"\n[... {omitted:,} of {count:,} characters not shown ...]\n"
+        return head + tail, count
+
+
+class _OutputBytes(io.RawIOBase):
+    def __init__(self, text: Output) -> None:
+        self._text = text
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._text.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+
+class NativeOutput:
+    """What C code writes to descriptors 1 and 2: a memfd of fixed size, read after each cell."""
+
+    def __init__(self) -> None:
+        file = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(file, MAX_NATIVE)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        for fd in (1, 2):
+            os.dup2(file, fd)
+        os.close(file)
+        self._libc = ctypes.CDLL(None)
+
+    def take(self) -> str:
+        """The text written since the last call."""
+        self._libc.fflush(None)
+        try:
+            size = os.lseek(1, 0, os.SEEK_CUR)
+            data = os.pread(1, min(size, MAX_NATIVE), 0) if size else b""
+            os.lseek(1, 0, os.SEEK_SET)
+        except OSError:  # guest code closed or replaced the descriptor
+            return ""
+        return data.decode("utf-8", "replace")
+
+
+class Input:
+    """A variable as the host sent it; each cell that names it gets it fresh, without a transfer."""
+
+    def __init__(self, spec: dict[str, Any], fds: Sequence[int]) -> None:
+        self._value: Any = spec.get("value")
+        self._pickled: mmap.mmap | bytes | None = None
+        kind = spec["kind"]
+        if "fd" in spec:
+            try:
+                pages = mmap.mmap(fds[spec["fd"]], spec["size"], prot=mmap.PROT_READ)
+            finally:
+                os.close(fds[spec["fd"]])
+            if kind == "pickle":
+                self._pickled = pages
+                return
+            self._value = bytes(pages) if kind == "bytes" else str(pages, kind, "surrogatepass")
+            pages.close()
+        elif kind == "pickle":
+            self._pickled = binascii.a2b_base64(spec["data"])
+
+    def fresh(self) -> Any:
+        """The pristine value; a container is decoded again, so what a cell does to it ends there.
+
+        The pickle comes from the host, which guest code cannot reach; nothing is ever unpickled
+        there in return.
+        """
+        return self._value if self._pickled is None else pickle.loads(self._pickled)
+
+
+Outcome = tuple[dict[str, Any], bytes | None]
+"""The fields of a result, and its value as JSON."""
+
+
+class Cells:
+    """Runs the cells of one session in its namespace."""
+
+    def __init__(self, channel: Channel, shield: Shield, output: Output) -> None:
+        self.channel, self.shield, self.output = channel, shield, output
+        self.native = NativeOutput()
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module  # dataclasses and pickle look names up there
+        self.names = module.__dict__
+        self.inputs: dict[str, Input] = {}
+        self.tools: dict[str, Callable[..., Any]] = {}
+        self.fields: list[str] | None = None
+        self.submitted: bytes | None = None
+        self.count = 0
+        # a copy: what guest code does to `builtins` must not reach the code of this file
+        self._builtins = types.ModuleType("builtins")
+        sys.modules["builtins"] = self._builtins
+
+    def serve(self) -> None:
+        """Run cells until the channel closes."""
+        while True:
+            payload, fds = self.channel.next_command()
+            request = json.loads(payload)
+            try:
+                self._prepare(request, fds)
+            except (MemoryError, OSError, ValueError) as error:
+                self._reply(request["id"], ({"kind": "fault", "error": repr(error)}, None))
+                continue
+            try:
+                outcome = self._run(request["code"])
+                self._finish(outcome[0])
+            except MemoryError:
+                outcome = {"kind": "error", "error": "MemoryError"}, None
+                self._finish(outcome[0])
+            self._reply(request["id"], outcome)
+
+    def _reply(self, cell: int, outcome: Outcome) -> None:
+        fields, value = outcome
+        data = to_json({"id": cell, **fields})
+        if value is not None:
+            data = data[:-1] + b', "value": ' + value + b"}"
+        self.channel.send(RESULT, data)
+
+    def _finish(self, fields: dict[str, Any]) -> None:
+        sys.stdout = sys.stderr = self.output
+        if native := self.native.take():
+            self.output.write(native)
+        fields["stdout"], fields["stdout_chars"] = self.output.take()
+
+    def _prepare(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Put what the host owns into the namespace, whatever the last cell did to it."""
+        for spec in request["inputs"]:
+            self.inputs[spec["name"]] = Input(spec, fds)
+        for name in self.tools:
+            self.names.pop(name, None)
+        # one function per name for good: guest code may hold on to it and compare
+        self.tools = {name: self.tools.get(name) or self._tool(name) for name in request["tools"]}
+        self.fields = request["fields"]
+        self.output.live = request["live"]
+        vars(self._builtins).update(vars(builtins))
+        for name in request["bind"]:
+            self.names.pop(name, None)
+            self.names[name] = self.inputs[name].fresh()
+        self.names.update(self.tools, SUBMIT=self._submit, __builtins__=self._builtins)
+        self.submitted = None
+        self.count += 1
+
+    def _tool(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.channel.call(name, args, kwargs)
+
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    def _submit(self, *args: Any, **kwargs: Any) -> None:
+        """SUBMIT(value), or every output field once, all by position or all by name."""
+        if self.fields is None:
+            given = [*args, *kwargs.values()]
+            if len(given) != 1:
+                raise TypeError(f"SUBMIT takes one value, {len(given)} were given")
+            answer = {"output": given[0]}
+        else:
+            usage = f"SUBMIT({', '.join(self.fields)})"
+            if args and (kwargs or len(args) != len(self.fields)):
+                raise TypeError(f"{usage}: give every field once, all by position or all by name")
+            answer = dict(zip(self.fields, args)) if args else kwargs  # noqa: B905 -- same length
+            missing = [name for name in self.fields if name not in answer]
+            unknown = [name for name in answer if name not in self.fields]
+            if missing or unknown:
+                raise TypeError(f"{usage}: missing {missing}, unknown {unknown}")
+        for name, value in answer.items():
+            plain_json(value, f"SUBMIT field {name!r}")
+        self.submitted = plain_json(answer, "SUBMIT")
+        raise Final
+
+    def _run(self, code: str) -> Outcome:
+        name = f"<cell-{self.count}>"
+        try:
+            body, tail = self._compile(code, name)
+        except (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+            text = "".join(traceback.format_exception_only(type(error), error))
+            return {"kind": "syntax", "error": text.rstrip()}, None
+        try:
+            try:
+                self.shield.arm()
+                return self._evaluate(body, tail)
+            finally:
+                self.shield.armed = False
+        except CellInterrupt as error:
+            return {"kind": "interrupted", "error": self._where(error)}, None
+
+    def _compile(self, code: str, name: str) -> tuple[types.CodeType, types.CodeType | None]:
+        """The statements, and the trailing expression if there is one."""
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        tree = ast.parse(code, name)
+        tail = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            last = ast.Expression(tree.body[-1].value)
+            del tree.body[-1]
+            tail = compile(last, name, "eval", dont_inherit=True)
+        return compile(tree, name, "exec", dont_inherit=True), tail
+
+    def _evaluate(self, body: types.CodeType, tail: types.CodeType | None) -> Outcome:
+        """Everything that may run guest code, so everything that an interrupt may end."""
+        try:
+            exec(body, self.names)
+            value = eval(tail, self.names) if tail else None
+            if self.submitted is None:
+                return self._render(value)
+        except CellInterrupt:
+            raise
+        except Final:
+            pass
+        except BaseException as error:  # noqa: BLE001 -- guest code may raise anything
+            return {"kind": "error", "error": self._describe(error)}, None
+        # also when a bare `except` swallowed Final, or a thread submitted
+        return {"kind": "final"}, self.submitted
+
+    @staticmethod
+    def _render(value: Any) -> Outcome:
+        """A trailing expression's value: as JSON when it is plain and small, else as its repr."""
+        if value is None:
+            return {"kind": "ok"}, None
+        if not isinstance(value, str) or len(value) <= MAX_VALUE:
+            with contextlib.suppress(TypeError, ValueError, RecursionError):
+                text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+                if len(text) <= MAX_VALUE:
+                    return {"kind": "ok"}, text.encode("utf-8", "replace")
+        text = repr(value[: MAX_TEXT + 1] if isinstance(value, str) else value)
+        return {"kind": "ok", "text": clip(text, MAX_TEXT, 0)}, None
+
+    def _describe(self, error: BaseException) -> str:
+        try:
+            text = self._traceback(error)
+        except CellInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 -- the exception's own __str__ may raise anything
+            text = type(error).__name__
+        if isinstance(error, SystemExit):
+            text += "\nexit() ends the cell only: the session and its variables are kept."
+        return clip(text, MAX_ERROR // 3, MAX_ERROR * 2 // 3)
+
+    def _where(self, error: BaseException) -> str:
+        """The traceback of an interrupt without its last line, which names a class of this file."""
+        return clip(self._traceback(error).rpartition("\n")[0], 0, MAX_ERROR)
+
+    @staticmethod
+    def _traceback(error: BaseException) -> str:
+        """The traceback as guest code knows it, without the frames of this file."""
+        trace = traceback.TracebackException(type(error), error, error.__traceback__)
+        chain: list[traceback.TracebackException | None] = [trace]
+        for link in chain:
+            if link is not None:
+                frames = [frame for frame in link.stack if frame.filename != __file__]
+                link.stack = traceback.StackSummary.from_list(frames)
+                chain += [link.__cause__, link.__context__]
+        return "".join(trace.format()).rstrip()
+
+
+def become_worker(
+    supervisor: socket.socket, fd: int, request: dict[str, Any], confine: Any, lock: Any
+) -> None:
+    """In a fresh child of the zygote: lock this process in and serve the session. Never returns."""
+    limits, scratch = request["limits"], request["scratch"]
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        supervisor.send(to_json({"sid": request["sid"], "pid": os.getpid()}))
+        shield = Shield()
+        channel = Channel(_keep_only(fd), shield)
+        output = Output(channel, shield, limits["stdout_head"], limits["stdout_tail"])
+        cells = Cells(channel, shield, output)
+        applied = ["rlimits"]
+        try:
+            os.chdir(scratch)
+            confine.limit_resources(
+                memory=limits["memory"], file_size=limits["file"], open_files=limits["open_files"]
+            )
+            if lock is not None:
+                applied += lock.apply(scratch)
+        except (OSError, ValueError) as error:
+            channel.send(READY, to_json({"applied": applied, "error": str(error)}))
+            os._exit(1)
+        _settle(scratch, output)
+        channel.send(READY, to_json({"applied": applied}))
+        cells.serve()
+    finally:
+        os._exit(1)
+
+
+def _keep_only(fd: int) -> socket.socket:
+    """Keep nothing of the zygote's but the channel, as descriptor 3."""
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(fd, 3, inheritable=False)
+    os.closerange(4, 1 << 16)
+    return socket.socket(fileno=3)
+
+
+def _settle(scratch: str, output: Output) -> None:
+    os.umask(0o077)
+    os.environ.update(HOME=scratch, TMPDIR=scratch, PWD=scratch)
+    tempfile.tempdir = scratch
+    sys.path.insert(0, scratch)
+    sys.argv = [""]
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 -- open for good
+    sys.stdout = sys.stderr = output
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore
+    random.seed(0)  # as PYTHONHASHSEED=0: the same cells print the same text in every session
+
+
+def _load_confine() -> Any:
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "confine.py")
+    spec = importlib.util.spec_from_file_location("_confine", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(options: dict[str, Any]) -> None:
+    """Run a supervisor on stdin and stdout.
+
+    Args:
+        options: `root`: the folder for the sessions' scratch folders. `abi`: Landlock version to
+            apply, 0 for no confinement beyond rlimits (the container is the boundary, or there is
+            none). `socket`: stdin is a unix socket for both directions.
+    """
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
+    sock = socket.socket(fileno=os.dup(0)) if options["socket"] else None
+    port: Port = PipePort(os.dup(0), os.dup(1))
+    if sock is not None:
+        port = SocketPort(sock, take_fds=True)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(silence, fd)
+    for fd in {port.read_fd, port.write_fd}:
+        os.set_blocking(fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    confine = _load_confine()
+    for name in PRELOAD:
+        importlib.import_module(name)
+    root = options["root"]
+    lock = confine.Lock(options["abi"]) if options["abi"] else None
+    if lock is not None:
+        confine.drop_capabilities()
+        write, tidy = [root, os.devnull], [os.path.dirname(root)]
+        confine.restrict_files(lock.abi, read=lock.read, write=write, tidy=tidy)
+    gc.collect()
+    gc.freeze()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        zygote(theirs, confine, lock)
+        os._exit(0)
+    theirs.close()
+    Supervisor(Conn(port), ours, root).run()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,212 @@
+"""The driver itself: its frames, its cleaning up, and the same box over plain pipes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleet_rlm.sandbox import confine, driver, levels
+from fleet_rlm.sandbox.local import LocalSandbox
+from fleet_rlm.sandbox.session import Limits
+
+FRAME = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 255), st.binary(max_size=300))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(FRAME, max_size=8), st.lists(st.integers(1, 400), min_size=1, max_size=20))
+def test_frames_survive_any_cut(frames: list[tuple[int, int, bytes]], cuts: list[int]) -> None:
+    sender, receiver = socket.socketpair()
+    out = driver.Conn(driver.SocketPort(sender))
+    for frame in frames:
+        out.push(*frame)
+    assert out.flush()
+    sender.close()
+    stream = b""
+    while data := receiver.recv(1 << 16):
+        stream += data
+    receiver.close()
+
+    class Pieces:
+        read_fd = write_fd = -1
+
+        def read(self) -> tuple[bytes, list[int]]:
+            nonlocal stream
+            size = cuts.pop() if cuts else 1000
+            piece, stream = stream[:size], stream[size:]
+            return piece, []
+
+    conn = driver.Conn(Pieces())  # type: ignore[arg-type]
+    got = []
+    while conn.feed():
+        got += [(frame.sid, frame.kind, frame.payload) for frame in conn.frames()]
+    assert got == frames
+
+
+def test_a_header_that_promises_too_much_is_refused() -> None:
+    sender, receiver = socket.socketpair()
+    sender.send(driver.HEADER.pack(driver.MAX_FRAME + 1, 0, driver.RESULT, 0))
+    conn = driver.Conn(driver.SocketPort(receiver))
+    conn.feed()
+    with pytest.raises(ValueError, match="bytes"):
+        list(conn.frames())
+    sender.close()
+    receiver.close()
+
+
+def test_clip_keeps_both_ends() -> None:
+    assert driver.clip("abc", 2, 1) == "abc"
+    assert driver.clip("a" * 10 + "b" * 10, 2, 3) == "aa\n[... 15 characters ...]\nbbb"
+
+
+def test_erase_follows_no_link_and_minds_no_depth(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "link").symlink_to(outside)
+    (top / "closed").mkdir()
+    (top / "closed" / "file").write_text("x")
+    (top / "closed").chmod(0)
+    here = Path.cwd()
+    os.chdir(top)
+    for _ in range(100):  # beyond the longest path that the kernel takes
+        Path("deeper" * 10).mkdir()
+        os.chdir("deeper" * 10)
+    os.chdir(here)
+    driver.erase(str(top))
+    assert not top.exists()
+    assert (outside / "precious").read_text() == "x"
+
+
+class Pipes:
+    """A host that has nothing but the driver's stdin and stdout."""
+
+    def __init__(self, root: Path, abi: int) -> None:
+        options = json.dumps({"root": str(root), "abi": abi, "socket": False})
+        self.process = subprocess.Popen(
+            [sys.executable, "-s", "-B", driver.__file__, options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"PATH": "/usr/bin:/bin"},
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.conn = driver.Conn(
+            driver.PipePort(self.process.stdout.fileno(), self.process.stdin.fileno())
+        )
+        self.frames: list[driver.Frame] = []
+
+    def send(self, sid: int, kind: int, message: Any = None) -> None:
+        self.conn.push(sid, kind, driver.to_json(message))
+        while not self.conn.flush():
+            pass
+
+    def expect(self, kind: int, sid: int) -> Any:
+        """The next frame of this kind for this session; others wait."""
+        while True:
+            for frame in self.frames:
+                if (frame.kind, frame.sid) == (kind, sid):
+                    self.frames.remove(frame)
+                    return json.loads(frame.payload or b"null")
+            assert self.conn.feed(), "the driver ended"
+            self.frames += self.conn.frames()
+
+    def cell(self, sid: int, number: int, code: str, tools: tuple[str, ...] = ()) -> None:
+        request = {"id": number, "code": code, "inputs": [], "bind": [], "tools": list(tools)}
+        self.send(sid, driver.EXEC, {**request, "fields": None, "live": False})
+
+    def close(self) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        code = self.process.wait(10)
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(params=[1, 0], ids=["confined", "container"])
+def pipes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pipes]:
+    root = tmp_path / "root"
+    root.mkdir()
+    made = Pipes(root, request.param and confine.landlock_abi())
+    made.expect(driver.HELLO, 0)
+    yield made
+    assert made.close() == 0
+    assert not root.exists()
+
+
+def test_the_same_box_over_pipes(pipes: Pipes) -> None:
+    limits = json.loads(Limits().to_json())
+    for sid in (1, 2):
+        pipes.send(sid, driver.OPEN, limits)
+        assert "rlimits" in pipes.expect(driver.READY, sid)["applied"]
+    pipes.cell(1, 11, "print('x' * 200_000); tool(3)", tools=("tool",))
+    call = pipes.expect(driver.TOOL_CALL, 1)
+    assert (call["name"], call["args"]) == ("tool", [3])
+    pipes.cell(2, 21, "6 * 7")
+    assert pipes.expect(driver.RESULT, 2)["value"] == 42
+    pipes.send(1, driver.TOOL_RESULT, {"id": call["id"], "value": "y" * (4 << 20)})
+    result = pipes.expect(driver.RESULT, 1)
+    assert (result["id"], result["stdout_chars"]) == (11, 200_001)
+    assert result["text"].startswith("'yyy")
+
+
+def test_interrupt_and_loss_over_pipes(pipes: Pipes) -> None:
+    limits = json.loads(Limits().to_json())
+    for sid in (1, 2):
+        pipes.send(sid, driver.OPEN, limits)
+        pipes.expect(driver.READY, sid)
+    pipes.cell(1, 11, "print('running', flush=True)\nwhile True: pass")
+    pipes.send(1, driver.INTERRUPT, {"grace": 5})
+    # an interrupt before the cell has begun is lost, so it is repeated until the grace ends
+    assert pipes.expect(driver.RESULT, 1)["kind"] == "interrupted"
+    pipes.send(1, driver.CALM, {"tag": 1})
+    assert pipes.expect(driver.REPLY, 1)["cpu_s"] > 0
+    forge = "import os; os.write(3, b'\\x00\\x00\\x00\\x02\\x00\\x00\\x00\\x02\\x20\\x00{}')"
+    pipes.cell(2, 21, forge)  # a DIED frame, which only the supervisor may send
+    assert pipes.expect(driver.DIED, 2)["why"] == "protocol"
+    pipes.cell(1, 12, "1 + 1")
+    assert pipes.expect(driver.RESULT, 1)["value"] == 2
+    pipes.send(1, driver.CLOSE)
+    assert pipes.expect(driver.DIED, 1)["why"] == "closed"
+    pipes.send(1, driver.CALM, {"tag": 7})  # too late, but nobody waits in vain
+    assert pipes.expect(driver.REPLY, 1)["tag"] == 7
+
+
+@pytest.mark.parametrize("module", [driver, confine])
+def test_it_needs_nothing_but_an_old_python(module: ModuleType) -> None:
+    tree = ast.parse(Path(module.__file__ or "").read_text(), feature_version=(3, 10))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    assert imported <= sys.stdlib_module_names
+
+
+def test_other_pythons_run_it() -> None:
+    """Every python3.x on the PATH, at the level that holds here."""
+    names = [shutil.which(f"python3.{minor}") for minor in range(10, 15)]
+    found = {name for name in names if name and not subprocess.call([name, "-c", ""])}
+    for python in {sys.executable, *found}:
+        with LocalSandbox(levels.choose(), python=python) as box:
+            session = box.open()
+            value = [1, {"a": "b" * 50_000}]
+            assert session.execute("print(x == [1, {'a': 'b' * 50_000}])", {"x": value}).stdout
+            assert session.execute("1 / 0").kind == "error"
+            assert session.execute("while True: pass", timeout_s=0.1).kind == "interrupted"
