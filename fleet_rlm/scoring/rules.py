@@ -1,0 +1,162 @@
+"""The scoring rules by name, the score of an answer, and the floor that knows nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+from fleet_rlm.errors import ScorerError, boundary, nearest
+from fleet_rlm.scoring import oolong, robust, ruler
+from fleet_rlm.scoring.robust import Judged
+
+
+class Asked(Protocol):
+    """What a rule reads of a question; `fleet_rlm.suites.sample.Question` is one."""
+
+    @property
+    def query(self) -> str: ...
+    @property
+    def gold(self) -> tuple[str, ...]: ...
+    @property
+    def answer_type(self) -> str: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Both scores of one answer, each in [0, 1]."""
+
+    official: float
+    """By the benchmark's own rule, bug for bug."""
+
+    robust: float
+    """By ours: tolerant of form, strict on content."""
+
+    feedback: str
+    """In words, where the robust score was lost; "" when nothing was.
+
+    For optimizers on the host: it never names the gold answer but may narrow it down ("too high by
+    3"), so it must not reach a sandbox or a prompt of the sample it speaks of.
+    """
+
+
+class Rule(NamedTuple):
+    official: Callable[[str, Asked], float]
+    robust: Callable[[str, Asked], Judged]
+
+
+def score(answer: object, question: Asked, *, task_rule: str) -> Score:
+    """Score one answer.
+
+    Args:
+        answer: what the program returned; anything but a non-empty string is a plain wrong answer.
+        question: with its gold answer.
+        task_rule: a key of `RULES`.
+
+    Raises:
+        ScorerError: an unknown rule, a gold answer that the rule cannot read, or its own failure.
+    """
+    rule = _rule(task_rule)
+    if not any(question.gold):
+        raise ScorerError(f"scoring by {task_rule}: the question has no gold answer")
+    with boundary(ScorerError, f"scoring by {task_rule}"):
+        if not isinstance(answer, str) or not answer.strip():
+            return Score(official=0.0, robust=0.0, feedback="no answer was given")
+        judged = rule.robust(answer, question)
+        official = float(rule.official(answer, question))
+    for value in (official, judged.score):
+        if not 0.0 <= value <= 1.0:
+            raise ScorerError(f"scoring by {task_rule}: {value} is not a score")
+    return Score(official=official, robust=judged.score, feedback=judged.feedback)
+
+
+_CONSTANTS = ("I don't know.", "0", "1")
+_OPTIONS = 6  # the most labels that a generator offers
+
+
+def blind_scores(question: Asked, *, task_rule: str) -> dict[str, float]:
+    """Robust scores of programs that read the question but never the context, by policy.
+
+    Policies: the constants "I don't know.", "0" and "1"; and "option k", which always answers with
+    the k-th of the question's options, counted round: a label, a comparison phrase, or for a number
+    the even share of lines per label. An empty answer scores 0 by every rule and is left out.
+
+    Raises:
+        ScorerError: as `score`.
+    """
+    answers = {constant: constant for constant in _CONSTANTS}
+    if options := question.options:
+        for k in range(max(_OPTIONS, len(options))):
+            answers[f"option {k + 1}"] = options[k % len(options)]
+    return {
+        policy: score(answer, question, task_rule=task_rule).robust
+        for policy, answer in answers.items()
+    }
+
+
+def floor(blind: Iterable[Mapping[str, float]]) -> float:
+    """What knowing nothing is worth: the best mean of one policy, in [0, 1].
+
+    Args:
+        blind: `blind_scores` of each sample; a policy that one of them lacks scores 0 there.
+
+    Returns:
+        0.0 without samples.
+    """
+    totals: dict[str, float] = {}
+    count = 0
+    for scores in blind:
+        count += 1
+        for policy, value in scores.items():
+            totals[policy] = totals.get(policy, 0.0) + value
+    return max(totals.values(), default=0.0) / max(count, 1)
+
+
+def _rule(name: str) -> Rule:
+    if name not in RULES:
+        raise ScorerError(f"No scoring rule {name!r}. {nearest(name, RULES)}")
+    return RULES[name]
+
+
+def _ruler(answer: str, question: Asked) -> float:
+    return ruler.string_match_all(answer, question.gold)
+
+
+def _code(answer: str, question: Asked) -> Judged:
+    return robust.code(answer, question.gold[0])
+
+
+def _names(answer: str, question: Asked) -> Judged:
+    return robust.names(answer, question.gold)
+
+
+def _oolong(answer: str, question: Asked) -> float:
+    return oolong.synth_score(answer, question.gold[0], cast("oolong.Kind", question.answer_type))
+
+
+_QUOTED_LABEL = re.compile(r"label '([^']+)'")
+
+
+def _counted(answer: str, question: Asked) -> Judged:
+    gold = question.gold[0]
+    match question.answer_type:
+        case "number":
+            return robust.number(answer, int(gold))
+        case "label":
+            return robust.label(answer, gold, question.options)
+        case "comparison":
+            a, b = _QUOTED_LABEL.findall(question.query)[:2]
+            return robust.comparison(answer, gold, (a, b))
+        case other:
+            raise ScorerError(f"scoring by aggregate: no rule for answers of type {other!r}")
+
+
+RULES: dict[str, Rule] = {
+    "needle": Rule(_ruler, _code),
+    "variables": Rule(_ruler, _names),
+    "aggregate": Rule(_oolong, _counted),
+}
+"""RULER's rule beside a whole-code match and a set F1; OOLONG's beside form-tolerant readings."""

@@ -1,0 +1,64 @@
+"""One question with its context and gold answer, as every generator and adapter hands it over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+AnswerType = Literal["exact", "set", "number", "label", "comparison"]
+"""How an answer is read: one value, a set of values, an integer, an option, a comparison phrase."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question on a window."""
+
+    query: str
+    """What is asked, with the form of the answer; never holds the gold answer."""
+
+    gold: tuple[str, ...]
+    """One value, or all values of a set. Never crosses into a prompt or a sandbox."""
+
+    answer_type: AnswerType
+    options: tuple[str, ...] = ()
+    """Answers that need no context: labels, comparison phrases, an even share. Give the floor."""
+
+    kind: str = ""
+    """Which question of the task this is: "most_common", "count_user", ..."""
+
+    position: float | None = None
+    """Where the evidence stands, 0.0 first to 1.0 last; None when it is everywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One context and all questions asked of it. Its samples share a cluster."""
+
+    context: str
+    tokens: int
+    """Length of `context` in tokens of `fleet_rlm.suites.tokens.TOKENIZER`."""
+
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One question with its context and gold answer."""
+
+    id: str
+    """Stable across machines: task, length, window, question, and a digest of what shapes them."""
+
+    task: str
+    cluster: str
+    """The context's id: samples of one cluster are not independent."""
+
+    length: int
+    """Target length of the context in tokens; the bucket that reports group by."""
+
+    context: str = field(repr=False)
+    tokens: int
+    question: Question
+
+    @property
+    def query(self) -> str:
+        return self.question.query

@@ -1,0 +1,282 @@
+"""A suite with every default filled in, from its file and the changes asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fleet_rlm.errors import UsageError, nearest
+from fleet_rlm.suites.corpus import Corpus
+from fleet_rlm.suites.generators import GENERATORS
+from fleet_rlm.suites.generators.base import Generator, Params
+from fleet_rlm.suites.passages import Source
+from fleet_rlm.suites.plan import PlannedSample, WindowCache, limited, only_named, plan_task
+from fleet_rlm.suites.prose import Prose
+from fleet_rlm.suites.table import Headline, SuiteFile, TaskTable, check_file, check_params
+from fleet_rlm.suites.tokens import TOKENIZER
+
+__all__ = ["MAX_LENGTH", "Headline", "PlannedSample", "Suite", "Task", "load_suite", "parse_suite"]
+
+MAX_LENGTH = 20_000_000
+"""Tokens of the longest context a suite may ask for."""
+
+_PER_TASK = ("lengths", "windows", "questions", "headline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One kind of question of a suite."""
+
+    name: str
+    generator: str
+    writer: Generator[Any] = field(repr=False)
+    lengths: tuple[int, ...]
+    """Target lengths of contexts, in tokens of the suite's tokenizer."""
+
+    windows: int
+    """Contexts per length."""
+
+    questions: int
+    """Questions per context."""
+
+    headline: Headline
+    """Which of the two scores is the record's score."""
+
+    params: Params
+
+    @property
+    def rule(self) -> str:
+        """Name of the scoring rule, for `fleet_rlm.scoring.score`."""
+        return self.writer.rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A suite with every default filled in. Made by `parse_suite` or `load_suite`."""
+
+    name: str
+    version: int
+    description: str
+    seed: int
+    tasks: tuple[Task, ...]
+    origin: str
+    """Where it was read, for messages."""
+
+    corpus: Corpus | None = None
+    table: SuiteFile = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that decides which samples there are, what they hold and how they count.
+
+        Neither the description nor the file's place is part of it.
+        """
+        return hashlib.sha256(json.dumps(self._resolved(), sort_keys=True).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """The resolved suite for a run's lock, ready for JSON, with its digest and corpus."""
+        corpus = self.corpus and {"origin": self.corpus.origin, "files": self.corpus.files}
+        return self._resolved() | {"digest": self.digest, "origin": self.origin, "corpus": corpus}
+
+    def _resolved(self) -> dict[str, Any]:
+        tasks = [
+            {
+                "name": task.name,
+                "generator": task.generator,
+                "generator_version": task.writer.version,
+                "lengths": list(task.lengths),
+                "windows": task.windows,
+                "questions": task.questions,
+                "headline": task.headline,
+                "params": task.params.model_dump(mode="json"),
+            }
+            for task in self.tasks
+        ]
+        return {
+            "name": self.name,
+            "version": self.version,
+            "seed": self.seed,
+            "tasks": tasks,
+            "source": self._source.digest,
+            "tokenizer": TOKENIZER,
+        }
+
+    def task(self, name: str) -> Task:
+        """The task of this name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        known = [task.name for task in self.tasks]
+        raise UsageError(f"Suite {self.name!r} has no task {name!r}. {nearest(name, known)}")
+
+    def override(self, values: Mapping[str, object]) -> Suite:
+        """This suite with some values replaced.
+
+        Args:
+            values: by key: "seed"; "lengths", "windows", "questions", "headline" for all tasks;
+                "params.X" for all tasks whose generator has X; "tasks.NAME." before any of the
+                last five for one task. Values as TOML has them; one length may stand for a list.
+
+        Raises:
+            UsageError: an unknown key, or a value the suite file could not hold either.
+        """
+        known = self._settable()
+        raw = self.table.model_dump()
+        suite = self
+        for key, value in values.items():
+            if key not in known:
+                raise UsageError(f"Unknown suite setting {key!r}. {nearest(key, known)}")
+            for table, name in _targets(raw, key):
+                table[name] = value
+            suite = _resolve(raw, f"{self.origin} with {key}={value!r}")
+        return replace(suite, origin=self.origin, corpus=self.corpus)
+
+    def with_corpus(self, corpus: Corpus) -> Suite:
+        """This suite with its lines planted in `corpus` instead of the built-in prose.
+
+        Raises:
+            UsageError: a task writes all of its text itself.
+        """
+        unable = [task.name for task in self.tasks if not task.writer.uses_corpus]
+        if unable:
+            able = [task.name for task in self.tasks if task.writer.uses_corpus]
+            able = able or sorted(name for name, g in GENERATORS.items() if g.uses_corpus)
+            raise UsageError(
+                f"Suite {self.name!r} cannot use a corpus: {', '.join(unable)} writes all of its"
+                f" text itself; tasks that can: {', '.join(able)}"
+            )
+        return replace(self, corpus=corpus)
+
+    def plan(
+        self, limit: int | None = None, only: Collection[str] | None = None
+    ) -> list[PlannedSample]:
+        """All samples in order of task, length, window and question. Writes no text.
+
+        Args:
+            limit: at most so many, spread over tasks and lengths.
+            only: these ids.
+
+        Raises:
+            UsageError: an id in `only` that is not planned; `limit` below 1.
+        """
+        windows = WindowCache()
+        samples = [
+            sample
+            for task in self.tasks
+            for sample in plan_task(task, self.seed, self._source, windows)
+        ]
+        if only is not None:
+            samples = only_named(samples, only)
+        return samples if limit is None else limited(samples, limit)
+
+    @property
+    def _source(self) -> Source:
+        return self.corpus or Prose()
+
+    def _settable(self) -> list[str]:
+        keys = ["seed", *_PER_TASK]
+        for task in self.tasks:
+            params = [f"params.{name}" for name in type(task.params).model_fields]
+            keys += [*params, *(f"tasks.{task.name}.{key}" for key in (*_PER_TASK, *params))]
+        return keys
+
+
+def load_suite(path: Path | str) -> Suite:
+    """Read a suite file.
+
+    Raises:
+        UsageError: the file is unreadable, or see `parse_suite`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"Suite file {path} is unreadable: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Suite file {path} is not UTF-8 at byte {error.start}") from error
+    return parse_suite(text, str(path))
+
+
+def parse_suite(text: str, origin: str) -> Suite:
+    """The suite that TOML `text` describes.
+
+    Args:
+        origin: the file's name, for messages.
+
+    Raises:
+        UsageError: malformed TOML, an unknown or missing key, a wrong type, an unknown generator,
+            an impossible length, no windows. One line with file, key and the nearest valid name.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{origin}: not valid TOML: {error}") from error
+    return _resolve(raw, origin)
+
+
+def _targets(raw: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
+    """The tables and names inside that an override key writes to."""
+    if key == "seed":
+        return [(raw["suite"], key)]
+    tasks = raw["tasks"]
+    if key.startswith("tasks."):
+        _, wanted, key = key.split(".", 2)
+        tasks = [task for task in tasks if task["name"] == wanted]
+    if not key.startswith("params."):
+        return [(task, key) for task in tasks]
+    name = key.removeprefix("params.")
+    having = [t for t in tasks if name in GENERATORS[t["generator"]].params.model_fields]
+    return [(task["params"], name) for task in having]
+
+
+def _resolve(raw: dict[str, Any], origin: str) -> Suite:
+    table = check_file(raw, origin)
+    names = [task.name for task in table.tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{origin}: two tasks are named {name!r}")
+    return Suite(
+        name=table.suite.name,
+        version=table.suite.version,
+        description=table.suite.description,
+        seed=table.suite.seed,
+        tasks=tuple(_resolve_task(task, i, raw, origin) for i, task in enumerate(table.tasks)),
+        origin=origin,
+        table=table,
+    )
+
+
+def _resolve_task(table: TaskTable, index: int, raw: dict[str, Any], origin: str) -> Task:
+    where = f"{origin}: tasks.{table.name}"
+    params = check_params(raw, index, origin)
+    generator = GENERATORS[table.generator]
+    if table.questions > generator.max_questions:
+        raise UsageError(
+            f"{where}.questions: {table.questions} is more than the {generator.max_questions}"
+            f" that {generator.name} can ask of one window"
+        )
+    least = generator.min_length(params, table.questions)
+    for length in table.lengths:
+        if not least <= length <= MAX_LENGTH:
+            bound = f"at least {least:,}" if length < least else f"at most {MAX_LENGTH:,}"
+            raise UsageError(f"{where}.lengths: {length:,} tokens is impossible, {bound} here")
+        if table.lengths.count(length) > 1:
+            raise UsageError(f"{where}.lengths: {length:,} stands there twice")
+    return Task(
+        name=table.name,
+        generator=table.generator,
+        writer=generator,
+        lengths=tuple(table.lengths),
+        windows=table.windows,
+        questions=table.questions,
+        headline=table.headline,
+        params=params,
+    )
