@@ -1,0 +1,140 @@
+"""`stream`: watch any program while it runs, from a thread or an event loop, and stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import dspy
+
+from fleet_rlm.errors import one_line
+from fleet_rlm.ledger import Ledger
+from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
+from fleet_rlm.program.events import (
+    CANCEL_SETTING,
+    EVENTS_SETTING,
+    Cancelled,
+    CancelScope,
+    Event,
+)
+
+WAITING = 256
+"""Events that wait for a slow reader before the program itself has to wait."""
+
+POLL_S = 0.1
+"""How often a program that waits for its reader looks whether it was cancelled."""
+
+TERMINAL = frozenset({"final", "error", "cancelled"})
+
+
+class _Stream:
+    """A program in a thread of its own, and the bounded queue between it and its reader."""
+
+    def __init__(self, program: dspy.Module, inputs: dict[str, Any]) -> None:
+        self.scope = CancelScope()
+        self.queue: queue.Queue[Event | None] = queue.Queue(WAITING)
+        self._answered: Event | None = None
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._run, program, inputs), name="fleet-stream", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, program: dspy.Module, inputs: dict[str, Any]) -> None:
+        ledger = current_ledger() or Ledger()
+        settings = {
+            EVENTS_SETTING: self._put,
+            CANCEL_SETTING: self.scope,
+            LEDGER_SETTING: ledger,
+        }
+        try:
+            with dspy.context(**settings):
+                found = program(**inputs)
+            last = _final(found, self._answered)
+        except Cancelled:
+            last = Event(kind="cancelled")
+        except Exception as error:  # noqa: BLE001 - whatever ends the program ends its stream
+            cancelled = isinstance(error.__cause__ or error.__context__, Cancelled)
+            last = Event(kind="cancelled") if cancelled else _failed(error)
+        spent: dict[str, Any] = {role: usage.to_json() for role, usage in ledger.by_role.items()}
+        self._offer(Event(kind="usage", data=spent))
+        self._offer(last)
+        self._offer(None)
+
+    def _put(self, event: Event) -> None:
+        """Take one event of the program; what it submits is kept for the end of the stream."""
+        self.scope.check()
+        if event.kind in TERMINAL:
+            self._answered = event
+            return
+        self._offer(event)
+        self.scope.check()
+
+    def _offer(self, event: Event | None) -> None:
+        while True:
+            try:
+                self.queue.put(event, timeout=POLL_S)
+                return
+            except queue.Full:
+                if self.scope.cancelled:
+                    # The reader is gone or wants only the end: make room for it.
+                    self.queue.get_nowait()
+
+
+def stream(program: dspy.Module, **inputs: Any) -> Iterator[Event]:
+    """Run a program and yield what happens, as it happens.
+
+    Works for any program: an `RLM` tells its thoughts, code, output, sub-queries and children; one
+    that tells nothing still gives its usage and its end. The program runs in a thread under the
+    caller's DSPy settings and waits when the reader is slow. Leaving the loop early stops it: no
+    further model call starts and running code is interrupted.
+
+    Args:
+        program: any `dspy.Module`.
+        inputs: what it is called with.
+
+    Yields:
+        Events with `sequence` 0, 1, 2, ...; the last one is "final", "error" or "cancelled", and
+        there is exactly one of these.
+    """
+    running = _Stream(program, inputs)
+    try:
+        sequence = 0
+        while (event := running.queue.get()) is not None:
+            yield replace(event, sequence=sequence)
+            sequence += 1
+    finally:
+        running.scope.cancel()
+
+
+async def astream(program: dspy.Module, **inputs: Any) -> AsyncIterator[Event]:
+    """`stream` for an event loop, which is never blocked."""
+    running = _Stream(program, inputs)
+    try:
+        sequence = 0
+        while (event := await asyncio.to_thread(running.queue.get)) is not None:
+            yield replace(event, sequence=sequence)
+            sequence += 1
+    finally:
+        running.scope.cancel()
+
+
+def _final(found: Any, answered: Event | None) -> Event:
+    if answered is not None:
+        return answered
+    outputs = dict(found.items()) if isinstance(found, dspy.Prediction) else {"answer": found}
+    plain = {name: value for name, value in outputs.items() if isinstance(value, _PLAIN)}
+    return Event(kind="final", text=str(plain), data={"outputs": plain})
+
+
+def _failed(error: Exception) -> Event:
+    text = one_line(f"{type(error).__name__}: {error}")
+    return Event(kind="error", text=text, data={"type": type(error).__name__})
+
+
+_PLAIN = (str, int, float, bool, list, dict, type(None))
