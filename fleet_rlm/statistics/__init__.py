@@ -1,0 +1,1 @@
+"""Uncertainty of scores and of differences; pure functions of arrays. Start at `clustered.py`."""

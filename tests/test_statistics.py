@@ -1,0 +1,200 @@
+"""Clustered means and paired comparisons, against published vectors, laws and simulation."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_rlm.statistics.clustered import (
+    clustered_stderr,
+    detectable_difference,
+    mean_interval,
+    t_quantile,
+)
+from fleet_rlm.statistics.paired import (
+    compare,
+    holm,
+    minimum_detectable,
+    pass_at_k,
+    pass_hat_k,
+    sign_flip_p,
+)
+
+SCORES = np.array([1, 1, 0, 1, 0, 0, 0, 0, 1, 1], float)
+CLUSTERS = list("aaabbbccdd")
+
+samples = st.lists(
+    st.tuples(st.floats(0, 1, allow_nan=False), st.sampled_from("abcdef")), min_size=2, max_size=40
+)
+
+
+def test_vectors():
+    assert clustered_stderr(SCORES, CLUSTERS) == pytest.approx(0.1825742, abs=1e-7)
+    own = [str(n) for n in range(10)]
+    assert clustered_stderr(SCORES, own) == pytest.approx(1 / 6)
+    assert clustered_stderr(SCORES, own) == pytest.approx(SCORES.std(ddof=1) / np.sqrt(10))
+
+
+@pytest.mark.parametrize(
+    ("df", "expected"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (9, 2.2622), (24, 2.0639), (49, 2.0096)],
+)
+def test_t_quantiles(df, expected):
+    assert t_quantile(0.975, df) == pytest.approx(expected, abs=5e-5)
+
+
+def test_one_context_gives_no_interval():
+    assert clustered_stderr(SCORES, ["a"] * 10) is None
+    assert mean_interval(SCORES, ["a"] * 10) is None
+
+
+def test_detectable_difference():
+    assert detectable_difference(50) == pytest.approx(0.165, abs=5e-4)
+    assert detectable_difference(500) == pytest.approx(0.056, abs=5e-4)
+    assert detectable_difference(0) is None
+
+
+@given(samples, st.randoms(use_true_random=False))
+def test_order_and_names_of_contexts_do_not_matter(rows, random):
+    scores, clusters = np.array([row[0] for row in rows]), [row[1] for row in rows]
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    other = np.array([row[0] for row in shuffled])
+    renamed = ["x" + row[1] for row in shuffled]
+    first, second = clustered_stderr(scores, clusters), clustered_stderr(other, renamed)
+    assert (first is None) == (second is None)
+    if first is not None:
+        assert second == pytest.approx(first, abs=1e-12)
+
+
+def test_intervals_cover_the_truth():
+    # 25 contexts of 4 questions with a context effect; nominal 95 %.
+    rng = np.random.default_rng(7)
+    clusters = [str(c) for c in range(25) for _ in range(4)]
+    hits = 0
+    for _ in range(1500):
+        effect = np.repeat(rng.normal(0, 0.15, 25), 4)
+        scores = 0.5 + effect + rng.normal(0, 0.2, 100)
+        low, high = mean_interval(scores, clusters)
+        hits += low <= 0.5 <= high
+    assert 0.935 <= hits / 1500 <= 0.965
+
+
+# ---- paired ------------------------------------------------------------------------------------
+
+paired = st.lists(
+    st.tuples(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), st.sampled_from("abcdefg")),
+    min_size=1,
+    max_size=30,
+)
+
+
+def arms(differences, clusters):
+    names = [f"s{n}" for n in range(len(differences))]
+    candidate = dict(zip(names, differences, strict=True))
+    return dict.fromkeys(names, 0.0), candidate, dict(zip(names, clusters, strict=True))
+
+
+def test_a_clustered_comparison():
+    found = compare(*arms([1, 1, 1, 1, -1, -1, 1, 1, 0, 0, 1], "aaabccddeef"))
+    assert found.difference == pytest.approx(0.4545455, abs=1e-7)
+    assert found.stderr == pytest.approx(0.3693022, abs=1e-7)
+    assert found.p == 0.375
+    assert found.detectable == pytest.approx(1.0346, abs=5e-5)
+    assert (found.wins, found.losses, found.ties) == (7, 2, 2)
+    assert (found.n, found.clusters, found.has_too_few_contexts) == (11, 6, False)
+
+
+@pytest.mark.parametrize(
+    ("sums", "p"),
+    [
+        ([1, 0, -1, 1, 0, 0, 1, 0], 0.625),
+        ([1] * 5, 0.0625),
+        ([1] * 6, 0.03125),
+        ([2, 2, 1, 1, 1, 1, -1], 0.09375),
+        ([0, 0, 0], 1.0),
+    ],
+)
+def test_sign_flip_vectors(sums, p):
+    assert sign_flip_p(np.array(sums, float), [str(n) for n in range(len(sums))]) == p
+
+
+def test_equal_cluster_sums_give_no_width_but_a_p():
+    found = compare(*arms([1, 0] * 6, "aabbccddeeff"))
+    assert (found.difference, found.stderr, found.p) == (0.5, 0.0, 0.03125)
+
+
+@given(paired)
+def test_sign_flips_agree_with_brute_force(rows):
+    differences, clusters = np.array([row[0] for row in rows]), [row[1] for row in rows]
+    sums = [sum(d for d, c in rows if c == name) for name in sorted(set(clusters))]
+    patterns = list(product([1, -1], repeat=len(sums)))
+    totals = [abs(sum(s * d for s, d in zip(signs, sums, strict=True))) for signs in patterns]
+    expected = sum(total >= abs(sum(sums)) - 1e-9 for total in totals) / len(patterns)
+    assert sign_flip_p(differences, clusters) == pytest.approx(expected)
+
+
+@given(paired)
+def test_swapping_the_arms_flips_the_sign_and_keeps_p(rows):
+    baseline, candidate, cluster_of = arms([row[0] for row in rows], [row[1] for row in rows])
+    there, back = compare(baseline, candidate, cluster_of), compare(candidate, baseline, cluster_of)
+    assert back.difference == -there.difference
+    assert (back.p, back.wins, back.losses) == (there.p, there.losses, there.wins)
+
+
+@given(paired)
+def test_a_tied_sample_keeps_p(rows):
+    differences, clusters = [row[0] for row in rows], [row[1] for row in rows]
+    more = np.array([*differences, 0.0])
+    assert sign_flip_p(more, [*clusters, "new"]) == sign_flip_p(np.array(differences), clusters)
+
+
+def test_drawn_patterns_are_near_the_exact_p_and_seeded():
+    rng = np.random.default_rng(3)
+    sums = rng.normal(0.2, 1, 40)
+    names = [str(n) for n in range(40)]
+    first = sign_flip_p(sums, names, seed=1)
+    assert first == sign_flip_p(sums, names, seed=1)
+    # With 40 clusters the flipped total is close to normal.
+    z = abs(sums.sum()) / np.sqrt((sums**2).sum())
+    assert first == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.02)
+
+
+def test_identical_arms_are_called_different_in_at_most_five_percent():
+    rng = np.random.default_rng(11)
+    clusters = [str(c) for c in range(12) for _ in range(3)]
+    false = 0
+    for _ in range(800):
+        effect = np.repeat(rng.normal(0, 0.5, 12), 3)
+        differences = np.sign(effect + rng.normal(0, 1, 36)) * (rng.random(36) < 0.4)
+        false += sign_flip_p(differences, clusters) < 0.05
+    assert false / 800 <= 0.055
+
+
+@pytest.mark.parametrize(
+    ("ps", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.20], [0.04, 0.09, 0.09, 0.20]),
+        ([0.001, 0.02, 0.02, 0.5], [0.004, 0.06, 0.06, 0.5]),
+        ([], []),
+    ],
+)
+def test_holm(ps, adjusted):
+    assert holm(ps) == pytest.approx(adjusted)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "c", "any_right", "all_right"),
+    [(4, 2, 1, 0.5, 0.0), (4, 2, 2, 5 / 6, 1 / 6), (5, 3, 4, 1.0, 0.4), (2, 3, 1, None, None)],
+)
+def test_pass_at_k_and_pass_hat_k(n, k, c, any_right, all_right):
+    assert pass_at_k(n, c, k) == (None if any_right is None else pytest.approx(any_right))
+    assert pass_hat_k(n, c, k) == (None if all_right is None else pytest.approx(all_right))
+
+
+def test_arms_without_a_common_sample_cannot_be_compared():
+    assert compare({"a": 1.0}, {"b": 1.0}, {"a": "x", "b": "y"}) is None
+    assert minimum_detectable(None) is None
