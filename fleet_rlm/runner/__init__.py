@@ -1,0 +1,1 @@
+"""From an arm and a suite to a stored run. Start at `run.py`."""

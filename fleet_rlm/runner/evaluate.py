@@ -1,0 +1,151 @@
+"""Evaluation from Python: score a program on a suite, open a stored run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from fleet_rlm.config import resolve
+from fleet_rlm.errors import UsageError
+from fleet_rlm.ledger import Limits
+from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.program.recursion import ProgramSettings
+from fleet_rlm.program.registry import Entry, find_program, parse_settings
+from fleet_rlm.project import find_content, project_dir
+from fleet_rlm.runner.arm import Arm, run_folder
+from fleet_rlm.runner.progress import make_progress
+from fleet_rlm.runner.record import last_records
+from fleet_rlm.runner.run import Plan, run_arm
+from fleet_rlm.runner.store import repair_and_read
+from fleet_rlm.sandbox import levels
+from fleet_rlm.suites.suite import Suite, load_suite
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A stored run."""
+
+    folder: Path
+    summary: dict[str, Any]
+    """The content of `summary.json`."""
+
+    lock: dict[str, Any]
+    """The content of `run.json`: suite, arm, versions, prices."""
+
+    def records(self) -> pandas.DataFrame:
+        """One row per sample and epoch: the record that counts, its usage summed over roles."""
+        import pandas
+
+        rows = []
+        for record in last_records(repair_and_read(self.folder / "records.jsonl")).values():
+            row = record.to_json()
+            usage = row.pop("usage").values()
+            for name in ("calls", "input_tokens", "output_tokens", "usd"):
+                row[name] = sum(spent[name] for spent in usage)
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
+
+def evaluate(
+    program: str | dspy.Module,
+    suite: str | Path | Suite,
+    *,
+    model: str | None = None,
+    sub_model: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    epochs: int = 1,
+    concurrency: int | None = None,
+    sandbox: str | None = None,
+    limits: Limits | None = None,
+    out: Path | str | None = None,
+    display: str = "none",
+) -> Run:
+    """Score a program on a suite and store the run; the same call again resumes it.
+
+    Args:
+        program: a name that `--program` takes, or a `dspy.Module` that takes `context` and `query`
+            and gives `answer`.
+        suite: name, path, or a loaded suite.
+        model: root model, "sim" or provider/name. What is not given comes from the environment,
+            then fleet.toml, then the default, as on the command line; keys come from the
+            environment only.
+        sub_model: model of sub-queries; the root model when absent.
+        settings: recursion settings of a program given by name.
+        overrides: suite keys, as `--set` takes them.
+        limit: at most this many samples, spread over tasks and lengths.
+        epochs: independent repetitions.
+        concurrency: samples in flight.
+        sandbox: "auto" or the name of a level.
+        limits: what one sample may use.
+        out: run folder; named by what runs, in ./runs, when absent.
+        display: progress on stderr: "auto", "live", "plain" or "none".
+
+    Returns:
+        The stored run; a sample that failed is a record with an error, never an exception.
+
+    Raises:
+        UsageError: unknown names, malformed suite, no key, unwritable folder.
+        SandboxUnavailable: the program runs code and no isolation holds here.
+    """
+    project = project_dir(Path.cwd())
+    if not isinstance(suite, Suite):
+        suite = load_suite(find_content("evals", str(suite), project).path)
+    suite = suite.override(dict(overrides or {}))
+    flags = {"model": model, "sub_model": sub_model, "concurrency": concurrency, "sandbox": sandbox}
+    resolved = resolve(flags, os.environ, project)
+    root, sub = specify_pair(resolved, os.environ)
+    name, entry, recursion = _named(program, settings or {})
+    arm = Arm(
+        program=name,
+        entry=entry,
+        settings=recursion,
+        root=root,
+        sub=sub,
+        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        limits=limits or Limits(),
+    )
+    plan = Plan(suite=suite, samples=suite.plan(limit=limit), epochs=epochs)
+    runs_dir = project / resolved.config.runs_dir
+    folder = Path(out) if out is not None else run_folder(runs_dir, arm, suite)
+    progress = make_progress(display, suite.name)
+    run_arm(arm, plan, folder, concurrency=resolved.config.concurrency, progress=progress)
+    return open_run(folder)
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a stored run.
+
+    Raises:
+        UsageError: the folder is not a run, or a file of it cannot be read.
+    """
+    folder = Path(path)
+    try:
+        lock, summary = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for name in ("run.json", "summary.json")
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} is not a finished run: {error}", fix="fleet-eval run") from None
+    return Run(folder=folder, summary=summary, lock=lock)
+
+
+def _named(
+    program: str | dspy.Module, settings: Mapping[str, int]
+) -> tuple[str, Entry, ProgramSettings]:
+    if isinstance(program, str):
+        return program, find_program(program), parse_settings(program, settings)
+    if settings:
+        raise UsageError("Settings of a program object are set on the object itself.")
+    own = Entry(summary="", runs_code=True, make=lambda _guidance, _settings: program)
+    return type(program).__name__, own, ProgramSettings()

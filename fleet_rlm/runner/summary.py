@@ -1,0 +1,130 @@
+"""The summary of a run, computed from its records alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from fleet_rlm.ledger import Usage
+from fleet_rlm.runner.record import Key, Record, last_records
+from fleet_rlm.scoring import floor
+from fleet_rlm.statistics.clustered import (
+    clustered_stderr,
+    detectable_difference,
+    mean_interval,
+)
+
+
+def summarize(
+    run: Mapping[str, Any], records: Sequence[Record], planned: Sequence[Key], wall_s: float
+) -> dict[str, Any]:
+    """Build the content of `summary.json`.
+
+    Args:
+        run: the content of `run.json`.
+        records: every record of the run, failed attempts included; all of them were paid for.
+        planned: the keys that were asked for; coverage is the share of them that ended with a
+            score.
+        wall_s: seconds that the run took, over all its sessions.
+
+    Returns:
+        The keys that `fleet-eval run --json` prints; a score is None when nothing was scored.
+    """
+    wanted = set(planned)
+    last = [record for key, record in last_records(records).items() if key in wanted]
+    scored = [record for record in last if record.status != "error"]
+    arm = run["arm"]
+    by_task: dict[str, list[Record]] = {}
+    for record in last:
+        by_task.setdefault(record.task, []).append(record)
+    samples = {key.sample for key in planned}
+    return {
+        "run": run["run"],
+        "suite": run["suite"]["name"],
+        "program": arm["program"],
+        "model": arm["models"]["root"]["name"],
+        "sandbox": arm["sandbox"],
+        "settings": arm["settings"],
+        "samples": len(samples),
+        "scored": len({record.sample for record in scored}),
+        "errors": sum(record.status == "error" for record in last),
+        "coverage": len(scored) / len(planned) if planned else 0.0,
+        **_estimate(scored),
+        "tasks": {task: _task(found) for task, found in by_task.items()},
+        "usage": _usage(records),
+        "wall_s": round(wall_s, 3),
+        "stops": dict(Counter(record.stop for record in last).most_common()),
+        "mde": detectable_difference(len({record.sample for record in scored})),
+    }
+
+
+def sample_means(records: Iterable[Record], field: str = "score") -> dict[str, float]:
+    """Sample -> mean over its scored epochs of one of the scores."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        value = getattr(record, field)
+        if value is not None:
+            values.setdefault(record.sample, []).append(value)
+    return {sample: fmean(found) for sample, found in values.items()}
+
+
+def _estimate(records: Sequence[Record]) -> dict[str, Any]:
+    means = sample_means(records)
+    if not means:
+        return {"score": None, "stderr": None, "ci": None}
+    cluster_of = {record.sample: record.cluster for record in records}
+    scores = np.array(list(means.values()))
+    clusters = [cluster_of[sample] for sample in means]
+    interval = mean_interval(scores, clusters)
+    return {
+        "score": float(scores.mean()),
+        "stderr": clustered_stderr(scores, clusters),
+        "ci": None if interval is None else [interval.low, interval.high],
+    }
+
+
+def _task(records: Sequence[Record]) -> dict[str, Any]:
+    scored = [record for record in records if record.status != "error"]
+    by_length: dict[int, list[Record]] = {}
+    for record in scored:
+        by_length.setdefault(record.length, []).append(record)
+    return {
+        **_estimate(scored),
+        "official": _mean(scored, "official"),
+        "robust": _mean(scored, "robust"),
+        "floor": floor([record.blind for record in scored]),
+        "n": len({record.sample for record in scored}),
+        "clusters": len({record.cluster for record in scored}),
+        "errors": len(records) - len(scored),
+        "lengths": {
+            str(length): {**_estimate(found), "n": len({record.sample for record in found})}
+            for length, found in sorted(by_length.items())
+        },
+    }
+
+
+def _mean(records: Sequence[Record], field: str) -> float | None:
+    means = sample_means(records, field)
+    return fmean(means.values()) if means else None
+
+
+def _usage(records: Iterable[Record]) -> dict[str, Any]:
+    by_role: dict[str, Usage] = {}
+    for record in records:
+        for role, spent in record.usage.items():
+            usage = Usage(
+                calls=int(spent["calls"]),
+                input_tokens=int(spent["input_tokens"]),
+                output_tokens=int(spent["output_tokens"]),
+                usd=float(spent["usd"]),
+            )
+            by_role[role] = by_role.get(role, Usage()) + usage
+    total = sum(by_role.values(), Usage())
+    return {
+        **total.to_json(),
+        "by_role": {role: usage.to_json() for role, usage in sorted(by_role.items())},
+    }
