@@ -1,0 +1,127 @@
+"""One run folder written to one MLflow run, through `MlflowClient` and explicit run ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from fleet_rlm.errors import UsageError
+from fleet_rlm.tracking.content import MAX_PARAM_CHARS, Content, read_content
+
+LINK_FILE = "mlflow.json"
+"""Kept in the run folder: which MLflow run mirrors it."""
+
+RECORDS_TABLE = "records.json"
+
+_PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # the limits of one request, refused above
+_TABLES_TAG = "mlflow.loggedArtifacts"  # what MLflow's table viewer looks for
+
+
+def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    """The id of the experiment, made if need be; several processes may ask at once.
+
+    Raises:
+        UsageError: the experiment was deleted in the dashboard.
+        MlflowException: the store does not answer.
+    """
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            # Without the kind the dashboard opens on a page about traces, not on the runs.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            made = client.create_experiment(name, artifact_location=artifacts, tags=tags)
+            return str(made)
+        except MlflowException as error:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise error
+    if experiment.lifecycle_stage == "deleted":
+        raise UsageError(
+            f"The MLflow experiment {name!r} is deleted.",
+            fix=f"mlflow experiments restore --experiment-id {experiment.experiment_id}",
+        )
+    return str(experiment.experiment_id)
+
+
+def write_run(client: MlflowClient, experiment_id: str, run_dir: Path) -> Run:
+    """Mirror a run folder and return its MLflow run.
+
+    The MLflow run that mirrored the folder before is continued: metrics and files are written
+    again, and the records table is replaced, never appended to.
+
+    Raises:
+        MlflowException: the store refused or does not answer.
+        UsageError: the run folder cannot be read.
+    """
+    content = read_content(run_dir)
+    run = _linked_run(client, run_dir, content.run)
+    if run is None:
+        run = client.create_run(
+            experiment_id, start_time=content.started_ms, run_name=content.run, tags=content.tags
+        )
+        _write_link(run_dir, run)
+    run_id = run.info.run_id
+    _log_values(client, run, content)
+    _log_table(client, run, content.table)
+    for name in ("run.json", "summary.json"):
+        if (run_dir / name).exists():
+            client.log_artifact(run_id, str(run_dir / name))
+    status = "FINISHED" if content.finished else "KILLED"
+    client.set_terminated(run_id, status, end_time=content.ended_ms)
+    return run
+
+
+def _linked_run(client: MlflowClient, run_dir: Path, name: str) -> Run | None:
+    """The MLflow run of an earlier mirror, unless the folder was copied or the store replaced."""
+    try:
+        run_id = json.loads((run_dir / LINK_FILE).read_text("utf-8"))["run_id"]
+        run = client.get_run(run_id)
+    except FileNotFoundError:
+        return None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    mirrored = run.data.tags.get("fleet.run") == name and run.info.lifecycle_stage == "active"
+    return run if mirrored else None
+
+
+def _write_link(run_dir: Path, run: Run) -> None:
+    link = {"schema": 1, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
+    fresh = run_dir / f"{LINK_FILE}.{os.getpid()}"
+    fresh.write_text(json.dumps(link) + "\n", "utf-8")
+    fresh.replace(run_dir / LINK_FILE)
+
+
+def _log_values(client: MlflowClient, run: Run, content: Content) -> None:
+    run_id, logged = run.info.run_id, run.data.params
+    params = [Param(name, text) for name, text in content.params.items() if name not in logged]
+    # MLflow never changes a param: what a resumed run does differently (its git revision) is a tag.
+    changed = {
+        f"resumed.{name}": text[:MAX_PARAM_CHARS]
+        for name, text in content.params.items()
+        if logged.get(name, text) != text
+    }
+    tags = [RunTag(name, text) for name, text in (content.tags | changed).items()]
+    metrics = [
+        Metric(point.name, point.value, content.ended_ms, point.step) for point in content.metrics
+    ]
+    for start in range(0, max(len(params), len(tags)), _PARAMS_AT_ONCE):
+        part = slice(start, start + _PARAMS_AT_ONCE)
+        client.log_batch(run_id, params=params[part], tags=tags[part])
+    for start in range(0, len(metrics), _METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+
+
+def _log_table(client: MlflowClient, run: Run, table: Mapping[str, list[object]]) -> None:
+    """Write what `MlflowClient.log_table` writes; that one appends to a resumed run's table."""
+    split = {"columns": list(table), "data": list(zip(*table.values(), strict=True))}
+    client.log_text(run.info.run_id, json.dumps(split, ensure_ascii=False), RECORDS_TABLE)
+    tables = [{"path": RECORDS_TABLE, "type": "table"}]
+    client.set_tag(run.info.run_id, _TABLES_TAG, json.dumps(tables))
