@@ -1,0 +1,1 @@
+"""The three command lines; each imports only Typer until a command runs."""

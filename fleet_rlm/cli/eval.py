@@ -1,0 +1,184 @@
+"""`fleet-eval`: score programs on suites of long-context tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleet_rlm.cli.entry import make_app, run_app
+
+app = make_app("Score agent and RLM programs on suites of long-context tasks.")
+
+HOME = """\
+fleet-eval scores DSPy programs on long-context suites, generated code running in real sandboxes.
+
+  fleet-eval run quickstart                      no key needed: a simulated model shows the harness
+  fleet-eval run quickstart --program direct     the baseline: everything in one prompt
+  fleet-eval run needle --corpus 'books/*.txt'   the same on your own text
+  fleet-eval run quickstart -m openai/gpt-5-mini a real model (export DSPY_LLM_API_KEY=...)
+  fleet-eval view                                every run in the MLflow dashboard
+
+Commands: list, show, run, view. Details: fleet-eval COMMAND --help
+"""
+
+
+@app.callback(invoke_without_command=True)
+def home(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(HOME, nl=False)
+
+
+@app.command("list")
+def list_suites(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list on stdout.")] = False,
+) -> int:
+    """List the suites that `run` knows, your project's and the built-in ones."""
+    from fleet_rlm.cli.suites import print_list
+
+    return print_list(Path.cwd(), as_json=as_json)
+
+
+@app.command()
+def show(
+    suite: Annotated[str, typer.Argument(help="Name or path of a suite.")],
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Samples to preview.")] = 2,
+    corpus: Annotated[str | None, typer.Option(help="Text files to plant questions in.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in `run`.")
+    ] = None,
+) -> int:
+    """Show a suite: its tasks, and previews of samples with their questions and gold answers."""
+    from fleet_rlm.cli.suites import print_suite
+
+    return print_suite(Path.cwd(), suite, samples, corpus, overrides or [])
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="Name or path of a suite; see `fleet-eval list`.")],
+    program: Annotated[str, typer.Option("-p", "--program", help="rlm or direct.")] = "rlm",
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="sim, or provider/name. [env: DSPY_LM_MODEL]"),
+    ] = None,
+    sub_model: Annotated[
+        str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
+    ] = None,
+    api_base: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(metavar="IN/OUT", help="Dollars per million tokens, for unlisted models."),
+    ] = None,
+    sub_price: Annotated[
+        str | None, typer.Option(metavar="IN/OUT", help="The same for the sub-model.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest completion. [env: DSPY_LM_MAX_TOKENS]")
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="GLOB", help="Your own text files to plant questions in."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a suite key (lengths=[8000]), settings.KEY, limits.KEY or"
+            " program.guidance; may be repeated.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most this many samples, spread over tasks and lengths.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
+    concurrency: Annotated[
+        int | None, typer.Option("-j", "--concurrency", help="Samples in flight. [default: 8]")
+    ] = None,
+    sandbox: Annotated[
+        str | None, typer.Option(help="auto, or the name of a level. [default: auto]")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Turns with the REPL, a sample.")] = None,
+    sub_calls: Annotated[int | None, typer.Option(help="Sub-queries, a sample.")] = None,
+    wall: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: 600]")
+    ] = None,
+    min_coverage: Annotated[
+        float | None,
+        typer.Option(help="Exit 4 when a smaller share of samples has a score. [default: 0.8]"),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option(help="Run samples again that ended in an error.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder. [default: named by what runs, in runs/]"),
+    ] = None,
+    no_mlflow: Annotated[bool, typer.Option(help="Do not mirror the run to MLflow.")] = False,
+    display: Annotated[str, typer.Option(help="Progress: auto, live, plain or none.")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Only the summary, as JSON, on stdout.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option(help="Print what would run, as JSON, and stop.")
+    ] = False,
+) -> int:
+    """Score a program on a suite. The same command again resumes: only what is owed is run."""
+    from fleet_rlm.cli.run import RunRequest, run_command
+
+    return run_command(
+        RunRequest(
+            suite=suite,
+            program=program,
+            flags={
+                "model": model,
+                "sub_model": sub_model,
+                "api_base": api_base,
+                "temperature": temperature,
+                "max_tokens": max_tokens,
+                "sandbox": sandbox,
+                "concurrency": concurrency,
+                "min_coverage": min_coverage,
+                "mlflow": False if no_mlflow else None,
+            },
+            price=price,
+            sub_price=sub_price,
+            corpus=corpus,
+            overrides=overrides or [],
+            limit=limit,
+            epochs=epochs,
+            iterations=iterations,
+            sub_calls=sub_calls,
+            wall_s=wall,
+            retry_errors=retry_errors,
+            out=out,
+            display=display,
+            as_json=as_json,
+            print_config=print_config,
+        )
+    )
+
+
+@app.command()
+def view(
+    port: Annotated[int | None, typer.Option(help="Port on loopback; a free one if taken.")] = None,
+    no_browser: Annotated[bool, typer.Option(help="Only print the address.")] = False,
+) -> int:
+    """Open the MLflow dashboard on this project's runs."""
+    from fleet_rlm.cli.run import view_command
+
+    return view_command(Path.cwd(), port=port, open_browser=not no_browser)
+
+
+def main() -> None:
+    """Entry point of `fleet-eval`."""
+    run_app(app, "fleet-eval")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What `fleet-eval run` and `view` do: resolve, check, run, show the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet_rlm.config import Resolved, parse_overrides, resolve
+from fleet_rlm.errors import Exit, UsageError, nearest
+from fleet_rlm.ledger import Limits
+from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.program.registry import find_program, parse_settings
+from fleet_rlm.project import find_content, project_dir
+from fleet_rlm.report.tables import make_console, print_result
+from fleet_rlm.runner.arm import Arm, run_folder
+from fleet_rlm.runner.progress import make_progress
+from fleet_rlm.runner.run import Finished, Plan, run_arm
+from fleet_rlm.sandbox import levels
+from fleet_rlm.suites.corpus import read_corpus
+from fleet_rlm.suites.suite import Suite, load_suite
+from fleet_rlm.tracking import Mirror
+
+BOUNDARIES = ("provider", "sandbox", "program", "scorer", "data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """The command line of one run, as given."""
+
+    suite: str
+    program: str
+    flags: Mapping[str, Any]
+    """Settings of `Config` by name; None where the flag was not given."""
+
+    price: str | None
+    sub_price: str | None
+    corpus: str | None
+    overrides: list[str]
+    limit: int | None
+    epochs: int
+    iterations: int | None
+    sub_calls: int | None
+    wall_s: float | None
+    retry_errors: bool
+    out: Path | None
+    display: str
+    as_json: bool
+    print_config: bool
+
+
+def run_command(request: RunRequest) -> int:
+    """Run one arm on one suite and print the result; gives the exit code."""
+    project = project_dir(Path.cwd())
+    resolved = resolve(request.flags, os.environ, project)
+    overrides = _sort_overrides(parse_overrides(request.overrides))
+    find_program(request.program)
+    suite = open_suite(project, request.suite, request.corpus, overrides["suite"])
+    plan = _plan(suite, request)
+    arm = _arm(request, resolved, overrides)
+    folder = request.out or run_folder(project / resolved.config.runs_dir, arm, suite)
+    if request.print_config:
+        print(json.dumps(_shown_config(resolved, arm, plan, folder), indent=2))
+        return Exit.OK
+    return _run(request, resolved, project, arm, plan, folder)
+
+
+def open_suite(project: Path, name: str, corpus: str | None, overrides: Mapping[str, Any]) -> Suite:
+    """A suite by name or path, with the command line's changes.
+
+    Raises:
+        UsageError: unknown suite or key, malformed file, unreadable corpus.
+    """
+    suite = load_suite(find_content("evals", name, project).path).override(dict(overrides))
+    return suite.with_corpus(read_corpus(corpus)) if corpus is not None else suite
+
+
+def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:
+    """Serve the MLflow dashboard until Ctrl-C."""
+    from fleet_rlm.tracking.view import serve
+
+    project = project_dir(start)
+    uri = resolve({}, os.environ, project).config.mlflow_tracking_uri
+    return serve(project, tracking_uri=uri, port=port, open_browser=open_browser)
+
+
+def _sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Split `--set` keys by what they are about; what has no prefix of ours is the suite's."""
+    rooms = ("settings", "limits", "program")
+    sorted_out: dict[str, dict[str, Any]] = {room: {} for room in (*rooms, "suite")}
+    for key, value in given.items():
+        room, dot, rest = key.partition(".")
+        if dot and room in rooms:
+            sorted_out[room][rest] = value
+        else:
+            sorted_out["suite"][key] = value
+    for key in sorted_out["program"]:
+        if key != "guidance":
+            raise UsageError(f"Unknown key 'program.{key}'. {nearest(key, ['guidance'])}")
+    return sorted_out
+
+
+def _plan(suite: Suite, request: RunRequest) -> Plan:
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {request.limit}.")
+    return Plan(suite=suite, samples=suite.plan(limit=request.limit), epochs=request.epochs)
+
+
+def _arm(request: RunRequest, resolved: Resolved, overrides: Mapping[str, Any]) -> Arm:
+    settings = dict(overrides["settings"])
+    given = {"max_iters": request.iterations, "max_llm_calls": request.sub_calls}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    recursion = parse_settings(request.program, settings)
+    limits = _limits(request, overrides["limits"])
+    root, sub = specify_pair(resolved, os.environ, price=request.price, sub_price=request.sub_price)
+    entry = find_program(request.program)
+    return Arm(
+        program=request.program,
+        entry=entry,
+        guidance=_guidance(overrides["program"].get("guidance", "")),
+        settings=recursion,
+        root=root,
+        sub=sub,
+        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        limits=limits,
+    )
+
+
+def _guidance(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"program.guidance must be text, got {value!r}.")
+    return value
+
+
+def _limits(request: RunRequest, given: Mapping[str, Any]) -> Limits:
+    known = {"wall_s": (int, float), "tokens": (int,), "usd": (int, float)}
+    values = dict(given)
+    if request.wall_s is not None:
+        values["wall_s"] = request.wall_s
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"Unknown limit {name!r}. {nearest(name, known)}")
+        if isinstance(value, bool) or not isinstance(value, known[name]) or value <= 0:
+            raise UsageError(f"Limit {name} must be a number above 0, got {value!r}.")
+    return Limits(**values)
+
+
+def _run(
+    request: RunRequest, resolved: Resolved, project: Path, arm: Arm, plan: Plan, folder: Path
+) -> int:
+    progress = make_progress("none" if request.as_json else request.display, plan.suite.name)
+    if arm.label:
+        progress.say(arm.label)
+    if arm.sandbox and not arm.sandbox.isolated:
+        make_console(sys.stderr).print(f"[bold red]{arm.sandbox.label}[/]")
+    mirror = None
+    if resolved.config.mlflow:
+        uri = resolved.config.mlflow_tracking_uri
+        mirror = Mirror.start(folder, tracking_uri=uri, project_dir=project)
+    try:
+        finished = run_arm(
+            arm,
+            plan,
+            folder,
+            concurrency=resolved.config.concurrency,
+            progress=progress,
+            retry=BOUNDARIES if request.retry_errors else (),
+        )
+        _show(request, arm, finished)
+        if mirror and (problem := mirror.finish().problem):
+            progress.say(problem)
+    finally:
+        if mirror:
+            mirror.cancel()
+    return _exit_code(resolved, finished)
+
+
+def _show(request: RunRequest, arm: Arm, finished: Finished) -> None:
+    summary = finished.summary
+    if request.as_json:
+        print(json.dumps(summary), flush=True)
+        return
+    console = make_console(sys.stdout)
+    print_result(console, summary, arm.label)
+    shown = _relative(finished.folder)
+    console.print(f"run       {shown}", markup=False, soft_wrap=True)
+    again = f"fleet-eval run {request.suite}"
+    if finished.interrupted:
+        console.print("next      the same command resumes: only what is owed is run", markup=False)
+        return
+    other = "direct" if request.program == "rlm" else "rlm"
+    console.print(f"next      {again} --program {other}", markup=False, soft_wrap=True)
+    console.print("          fleet-eval view", markup=False)
+
+
+def _exit_code(resolved: Resolved, finished: Finished) -> int:
+    if finished.interrupted:
+        return Exit.INTERRUPTED
+    if finished.summary["coverage"] < resolved.config.min_coverage:
+        print(
+            f"error: coverage {finished.summary['coverage']:.0%} is below"
+            f" {resolved.config.min_coverage:.0%}: see the errors in"
+            f" {_relative(finished.folder / 'records.jsonl')}."
+            " Try: the same command with --retry-errors",
+            file=sys.stderr,
+        )
+        return Exit.COVERAGE
+    return Exit.OK
+
+
+def _shown_config(resolved: Resolved, arm: Arm, plan: Plan, folder: Path) -> dict[str, Any]:
+    return {
+        "suite": plan.suite.describe(),
+        "samples": len(plan.samples),
+        "epochs": plan.epochs,
+        "arm": arm.to_json(),
+        "config": {
+            name: {"value": value, "from": resolved.origin[name]}
+            for name, value in resolved.config.model_dump().items()
+        },
+        "folder": str(_relative(folder)),
+    }
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path

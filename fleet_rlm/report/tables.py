@@ -1,0 +1,186 @@
+"""The tables that commands print: the result of a run, the list of suites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fleet_rlm.statistics.paired import Comparison
+
+NARROWEST = 100
+"""Columns assumed when the output is not a terminal: a wrapped table cannot be read."""
+
+
+def make_console(stream: TextIO) -> Console:
+    """A console that writes plain text unless `stream` is a terminal."""
+    width = None if stream.isatty() else NARROWEST
+    return Console(file=stream, highlight=False, width=width, soft_wrap=False)
+
+
+def print_result(console: Console, summary: Mapping[str, Any], label: str | None) -> None:
+    """Print a run's summary: a row a task, a row for all, then what it cost and how samples ended.
+
+    Args:
+        console: where to.
+        summary: the content of `summary.json`.
+        label: the sentence that must stand beside the numbers, if any.
+    """
+    if label:
+        console.print(f"[bold yellow]{label}[/]")
+    level = summary["sandbox"]["level"]
+    console.print(
+        f"[bold]{summary['suite']}[/] · {summary['program']} · {summary['model']}"
+        f" · sandbox {level}{' [bold red]NOT ISOLATED[/]' if level == 'unsafe-process' else ''}"
+    )
+    console.print(_scores(summary))
+    _print_lines(console, summary)
+
+
+def _scores(summary: Mapping[str, Any]) -> Table:
+    lengths = sorted({int(n) for task in summary["tasks"].values() for n in task["lengths"]})
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task")
+    for name in ("n", "score", "95% CI", "official", "floor", *map(short_length, lengths)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, task in summary["tasks"].items():
+        by_length = [task["lengths"].get(str(length), {}).get("score") for length in lengths]
+        table.add_row(
+            name,
+            str(task["n"]),
+            number(task["score"]),
+            interval(task["ci"]),
+            number(task["official"]),
+            number(task["floor"]),
+            *map(number, by_length),
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        str(summary["scored"]),
+        number(summary["score"]),
+        interval(summary["ci"]),
+        style="bold",
+    )
+    return table
+
+
+def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
+    usage = summary["usage"]
+    roles = " · ".join(f"{role} ${spent['usd']:.4f}" for role, spent in usage["by_role"].items())
+    stops = " · ".join(f"{stop} {count}" for stop, count in summary["stops"].items())
+    coverage = f"{summary['coverage']:.0%} of {summary['samples']} samples"
+    errors = f", {summary['errors']} errors" if summary["errors"] else ""
+    mde = summary["mde"]
+    detects = (
+        "" if mde is None else f"   detects differences from {mde:.2f} (if 20% of samples differ)"
+    )
+    rows = {
+        "coverage": f"{coverage}{errors}{detects}",
+        "usage": f"{usage['calls']:,} calls · {usage['input_tokens']:,} tokens in ·"
+        f" {usage['output_tokens']:,} out",
+        "cost": f"${usage['usd']:.4f}" + (f"   {roles}" if roles else ""),
+        "stops": stops or "none",
+        "time": f"{summary['wall_s']:.1f} s",
+    }
+    for name, text in rows.items():
+        console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)
+
+
+def print_suites(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the suites: name, samples, contexts, lengths, where from, what for."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("suite", "samples", "contexts", "lengths", "from", "about"):
+        table.add_column(name, justify="right" if name in {"samples", "contexts"} else "left")
+    for row in rows:
+        lengths = ", ".join(map(short_length, row["lengths"]))
+        about = row["description"]
+        table.add_row(
+            row["name"], str(row["samples"]), str(row["contexts"]), lengths, row["origin"], about
+        )
+    console.print(table)
+
+
+def print_recipe_list(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the recipes: name, optimizer, program, suite, where from, what for."""
+    columns = ("name", "optimizer", "program", "suite", "origin", "description")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            {"name": "recipe", "origin": "from", "description": "about"}.get(column, column)
+        )
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    console.print(table)
+
+
+def print_comparison(
+    console: Console,
+    baseline: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    test: Comparison,
+    label: str | None,
+) -> None:
+    """Print two arms on the same samples, and the paired difference with what it is worth.
+
+    Args:
+        console: where to.
+        baseline: summary of the first arm.
+        candidate: summary of the second.
+        test: candidate against baseline, sample by sample.
+        label: the sentence that must stand beside the numbers, if any.
+    """
+    if label:
+        console.print(f"[bold yellow]{label}[/]")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("sealed test")
+    for name in ("n", "score", "95% CI", "$ a sample", "calls a sample", "coverage"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, summary in (("baseline", baseline), ("compiled", candidate)):
+        n = max(1, summary["samples"])
+        table.add_row(
+            name,
+            str(summary["scored"]),
+            number(summary["score"]),
+            interval(summary["ci"]),
+            f"{summary['usage']['usd'] / n:.5f}",
+            f"{summary['usage']['calls'] / n:.1f}",
+            f"{summary['coverage']:.0%}",
+        )
+    console.print(table)
+    between = "no interval: one context" if test.ci is None else f"95% CI {signed(test.ci)}"
+    console.print(
+        f"change    {test.difference:+.3f} on {test.n} common samples in {test.clusters} contexts,"
+        f" {between}, p = {test.p:.3g}"
+        + (" (too few contexts to tell)" if test.has_too_few_contexts else ""),
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"          {test.wins} better, {test.losses} worse, {test.ties} equal", markup=False
+    )
+
+
+def signed(bounds: Sequence[float]) -> str:
+    """An interval of a difference, with signs."""
+    return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}"
+
+
+def number(value: float | None) -> str:
+    """A score with three digits, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """The part of a score's interval that a score can take, or a dash without an interval."""
+    return "-" if bounds is None else f"{max(0.0, bounds[0]):.2f}-{min(1.0, bounds[1]):.2f}"
+
+
+def short_length(tokens: int) -> str:
+    """128000 -> "128k"."""
+    if tokens >= 1_000_000:
+        return f"{tokens / 1_000_000:g}M"
+    return f"{tokens / 1000:g}k" if tokens >= 1000 else str(tokens)

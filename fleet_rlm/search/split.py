@@ -1,0 +1,70 @@
+"""Train and sealed test of a job: whole contexts, never one context on both sides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fleet_rlm.errors import UsageError
+from fleet_rlm.suites.plan import PlannedSample
+
+
+class Split(NamedTuple):
+    """Two sets of samples without a context in common."""
+
+    train: list[PlannedSample]
+    test: list[PlannedSample]
+
+
+def split(samples: Sequence[PlannedSample], *, train: int, test: int, seed: int) -> Split:
+    """Draw contexts for the test, then for training, spread over tasks and lengths.
+
+    Args:
+        samples: a suite's plan.
+        train: samples to learn from.
+        test: samples of the sealed test.
+        seed: of the draw.
+
+    Raises:
+        UsageError: the suite has too few samples for both.
+    """
+    by_context: dict[str, list[PlannedSample]] = {}
+    for sample in samples:
+        by_context.setdefault(sample.cluster, []).append(sample)
+    contexts = _interleaved(list(by_context.values()), random.Random(f"split:{seed}"))
+    sealed, rest = _take(contexts, test)
+    learned, _ = _take(rest, train)
+    if len(sealed) < test or len(learned) < train:
+        raise UsageError(
+            f"The suite has {len(samples)} samples in {len(by_context)} contexts, too few for"
+            f" {train} to train on and {test} to test on apart. Raise 'windows' in the recipe's"
+            " overrides, or lower 'train' or 'test'."
+        )
+    return Split(train=learned, test=sealed)
+
+
+def _interleaved(
+    contexts: list[list[PlannedSample]], rng: random.Random
+) -> list[list[PlannedSample]]:
+    rng.shuffle(contexts)
+    kinds: dict[tuple[str, int], list[list[PlannedSample]]] = {}
+    for context in contexts:
+        kinds.setdefault((context[0].task, context[0].length), []).append(context)
+    turns = [
+        (turn, kind, context)
+        for kind, found in enumerate(kinds.values())
+        for turn, context in enumerate(found)
+    ]
+    return [context for _, _, context in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def _take(
+    contexts: list[list[PlannedSample]], wanted: int
+) -> tuple[list[PlannedSample], list[list[PlannedSample]]]:
+    taken: list[PlannedSample] = []
+    for used, context in enumerate(contexts):
+        if len(taken) >= wanted:
+            return taken[:wanted], contexts[used:]
+        taken += context
+    return taken[:wanted], []

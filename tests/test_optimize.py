@@ -1,0 +1,124 @@
+"""`fleet-optimize`: a recipe compiled for real, compared on a sealed test, resumed for nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fleet_rlm.config import resolve
+from fleet_rlm.errors import UsageError
+from fleet_rlm.project import find_content
+from fleet_rlm.runner.progress import make_progress
+from fleet_rlm.search.job import prepare, run_job
+from fleet_rlm.search.recipe import Recipe, load_recipe
+from fleet_rlm.search.split import split
+from fleet_rlm.suites.suite import load_suite
+
+SMALL = {
+    "name": "small",
+    "optimizer": "bootstrap",
+    "suite": "quickstart",
+    "train": 8,
+    "test": 12,
+    "demos": 2,
+    "overrides": {"lengths": [4000], "windows": 5},
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    suite = load_suite(find_content("evals", "quickstart", tmp_path).path)
+    return suite.override({"lengths": [4000, 8000], "windows": 6}).plan()
+
+
+def test_no_context_is_on_both_sides_of_a_split(plan):
+    found = split(plan, train=20, test=30, seed=3)
+    assert (len(found.train), len(found.test)) == (20, 30)
+    assert not {s.cluster for s in found.train} & {s.cluster for s in found.test}
+    assert {s.task for s in found.test} == {"needle", "variables", "aggregate"}
+    assert {s.length for s in found.test} == {4000, 8000}
+
+
+def test_a_split_is_the_same_for_the_same_seed_only(plan):
+    ids = [[s.id for s in split(plan, train=10, test=10, seed=seed).test] for seed in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_too_few_samples_for_a_split_is_one_line(plan):
+    with pytest.raises(UsageError, match="too few for 60 to train on and 60 to test"):
+        split(plan, train=60, test=60, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('name = "x"\noptimiser = "bootstrap"\n', "Did you mean 'optimizer'"),
+        (
+            'name = "x"\noptimizer = "magic"\nsuite = "quickstart"\ntrain = 1\ntest = 2\n',
+            "optimizer",
+        ),
+        ('name = "x"\noptimizer = "bootstrap"\n', "suite"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(tmp_path, text, part):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"bad\.toml") as caught:
+        load_recipe(path)
+    assert part in str(caught.value)
+
+
+def test_a_job_compiles_compares_and_resumes_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(**SMALL)
+
+    def run():
+        job = prepare(recipe, resolve({}, {}, tmp_path), tmp_path, tmp_path / "job")
+        silent = make_progress("none", "")
+        return run_job(job, {"baseline": silent, "winner": silent})
+
+    first = run()
+    assert 1 <= first.demos <= 2
+    assert first.test.n == 12
+    assert first.compile_usd > 0
+    program = json.loads((tmp_path / "job" / "program.json").read_text())
+    assert len(program["generate_action"]["demos"]) == first.demos
+    assert program["extract"]["demos"] == []
+    # A preview of the context stands in a demo, never the whole.
+    assert all(len(json.dumps(demo)) < 20_000 for demo in program["generate_action"]["demos"])
+    files = {p: p.read_bytes() for p in (tmp_path / "job").rglob("records.jsonl")}
+    assert run().to_json() == first.to_json()
+    assert all(path.read_bytes() == before for path, before in files.items())
+
+
+def test_the_command_prints_only_its_result_on_stdout(tmp_path):
+    recipe = {key: value for key, value in SMALL.items() if key != "overrides"}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in recipe.items()]
+    lines += ["[overrides]", "lengths = [4000]", "windows = 5"]
+    (tmp_path / "small.toml").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet_rlm.cli.optimize", "run", "small.toml", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {"job", "program", "baseline", "winner", "test", "usage"} <= set(found)
+    assert found["test"]["n"] == 12
+    assert "simulated model" in done.stderr
+
+
+def test_recipes_are_listed(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet_rlm.cli.optimize", "list", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    (row,) = json.loads(done.stdout)
+    assert (row["name"], row["optimizer"]) == ("quickstart", "bootstrap")
