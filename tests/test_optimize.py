@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import fleet_rlm
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import UsageError
 from fleet_rlm.project import find_content
@@ -83,11 +84,14 @@ def test_a_job_compiles_compares_and_resumes_for_nothing(tmp_path, monkeypatch):
     assert 1 <= first.demos <= 2
     assert first.test.n == 12
     assert first.compile_usd > 0
-    program = json.loads((tmp_path / "job" / "program.json").read_text())
-    assert len(program["generate_action"]["demos"]) == first.demos
-    assert program["extract"]["demos"] == []
+    with pytest.warns(UserWarning, match="simulated model"):
+        program = fleet_rlm.load(first.bundle)
+    assert len(program.generate_action.demos) == first.demos
+    assert program.extract.demos == []
     # A preview of the context stands in a demo, never the whole.
-    assert all(len(json.dumps(demo)) < 20_000 for demo in program["generate_action"]["demos"])
+    assert all(len(str(dict(demo))) < 20_000 for demo in program.generate_action.demos)
+    manifest = json.loads((first.bundle / "manifest.json").read_text())
+    assert manifest["evidence"]["after"]["n"] == 12
     files = {p: p.read_bytes() for p in (tmp_path / "job").rglob("records.jsonl")}
     assert run().to_json() == first.to_json()
     assert all(path.read_bytes() == before for path, before in files.items())
@@ -107,7 +111,7 @@ def test_the_command_prints_only_its_result_on_stdout(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert {"job", "program", "baseline", "winner", "test", "usage"} <= set(found)
+    assert {"job", "bundle", "baseline", "winner", "test", "usage"} <= set(found)
     assert found["test"]["n"] == 12
     assert "simulated model" in done.stderr
 

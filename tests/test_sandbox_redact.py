@@ -40,6 +40,9 @@ SECRETS = {
 HARMLESS = [
     "task-abcdefghijkl",
     "risk-assessment-report",
+    "token = words[10:12]",
+    "secret = text[1000:2000]",
+    "password = row[3].strip()",
     "desk-top-publishing and ask-me-anything-now",
     "The bearer of this letter; bearer certificates",
     "max_tokens=100000, tokens: 12345678, num_keys=8",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fleet_rlm.cli.run import relative
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.project import find_content, list_content, project_dir
@@ -78,4 +79,7 @@ def _show(result: JobResult, label: str | None, *, as_json: bool) -> None:
         f"demos     {result.demos} worked examples, compiled for ${result.compile_usd:.4f}",
         markup=False,
     )
-    console.print(f"program   {result.folder / 'program.json'}", markup=False, soft_wrap=True)
+    bundle = relative(result.bundle)
+    console.print(f"bundle    {bundle}", markup=False, soft_wrap=True)
+    console.print(f"next      fleet-eval run SUITE --program {bundle}", markup=False)
+    console.print(f"          fleet-rlm run --program {bundle} --context FILE --query QUERY")

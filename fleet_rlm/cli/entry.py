@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -29,6 +31,7 @@ def run_app(app: typer.Typer, program: str) -> None:
 
     A command returns its exit code; errors of this package print one line and give theirs.
     """
+    warnings.showwarning = _warn
     try:
         code = app(prog_name=program, standalone_mode=False)
     except FleetError as error:
@@ -47,6 +50,12 @@ def run_app(app: typer.Typer, program: str) -> None:
         # The reader of our output went away (`| head`): nothing to report, and nowhere to.
         os._exit(Exit.OK)
     sys.exit(code or Exit.OK)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    # Ours are for the user; a library's are for its own developers.
+    if category is UserWarning and str(message).startswith(("fleet-rlm", "/", "runs")):
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _say(line: str) -> None:

@@ -186,7 +186,7 @@ def _show(request: RunRequest, arm: Arm, finished: Finished) -> None:
         return
     console = make_console(sys.stdout)
     print_result(console, summary, arm.label)
-    shown = _relative(finished.folder)
+    shown = relative(finished.folder)
     console.print(f"run       {shown}", markup=False, soft_wrap=True)
     again = f"fleet-eval run {request.suite}"
     if finished.interrupted:
@@ -204,7 +204,7 @@ def _exit_code(resolved: Resolved, finished: Finished) -> int:
         print(
             f"error: coverage {finished.summary['coverage']:.0%} is below"
             f" {resolved.config.min_coverage:.0%}: see the errors in"
-            f" {_relative(finished.folder / 'records.jsonl')}."
+            f" {relative(finished.folder / 'records.jsonl')}."
             " Try: the same command with --retry-errors",
             file=sys.stderr,
         )
@@ -222,11 +222,12 @@ def _shown_config(resolved: Resolved, arm: Arm, plan: Plan, folder: Path) -> dic
             name: {"value": value, "from": resolved.origin[name]}
             for name, value in resolved.config.model_dump().items()
         },
-        "folder": str(_relative(folder)),
+        "folder": str(relative(folder)),
     }
 
 
-def _relative(path: Path) -> Path:
+def relative(path: Path) -> Path:
+    """`path` as seen from here, where it lies below."""
     try:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:

@@ -163,9 +163,10 @@ def connect(spec: ModelSpec, role: Role) -> MeteredLM:
 
     settings: dict[str, Any] = {"cache": False}
     if spec.kind == "simulated":
-        from fleet_rlm.lm.simulated import SimulatedEngine
+        from fleet_rlm.lm.simulated import AsyncSimulatedEngine, SimulatedEngine
 
-        settings["engine"] = SimulatedEngine(seed=spec.seed)
+        engine = SimulatedEngine(seed=spec.seed)
+        settings |= {"engine": engine, "async_engine": AsyncSimulatedEngine(engine)}
     else:
         given = {
             "api_base": spec.api_base,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dspy
@@ -108,13 +109,17 @@ def find_program(name: str) -> Entry:
     """The entry of a program.
 
     Args:
-        name: "rlm", with its task and version or without ("rlm.qa@1"), or a user's own
-            "path/to/file.py:make_program", whose file is loaded.
+        name: "rlm", with its task and version or without ("rlm.qa@1"); the folder of a bundle; or a
+            user's own "path/to/file.py:make_program", whose file is loaded.
 
     Raises:
         UsageError: no such program, another version, or a file that gives no program.
     """
-    return _own_entry(name) if is_own(name) else parse_name(name).entry
+    if is_own(name):
+        return _own_entry(name)
+    if "/" in name or Path(name).is_dir():
+        return _bundle_entry(Path(name))
+    return parse_name(name).entry
 
 
 def parse_name(name: str, known: Mapping[str, Entry] = PROGRAMS) -> Named:
@@ -133,6 +138,23 @@ def parse_name(name: str, known: Mapping[str, Entry] = PROGRAMS) -> Named:
         full = f"{named.program}.{entry.task}@{entry.version}"
         raise UsageError(f"No program {name!r}: this version of fleet-rlm has {full}.")
     return named
+
+
+def _bundle_entry(folder: Path) -> Entry:
+    from fleet_rlm.program.bundle import load  # it builds programs from this registry
+
+    loaded = load(folder)
+
+    def make(guidance: str, _: ProgramSettings) -> dspy.Module:
+        if guidance:
+            raise UsageError(f"{folder} has instructions: program.guidance is for names.")
+        return loaded.deepcopy()
+
+    return Entry(
+        summary=f"bundle {folder}",
+        runs_code=any(isinstance(part, dspy.RLM) for _, part in loaded.named_sub_modules()),
+        make=make,
+    )
 
 
 def _own_entry(name: str) -> Entry:

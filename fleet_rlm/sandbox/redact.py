@@ -86,8 +86,10 @@ _KEYS = (
 )
 _WORDS = ("token", "secret")
 _ASSIGNED = re.compile(r"[=:]")
-_AFTER_EQUALS = re.compile(r"[ \t]{0,3}[\"']?([^\s\"',;&]{4,})")
-_KEY_AFTER_EQUALS = re.compile(rf"[ \t]{{0,3}}[\"']?({_DIGIT}[^\s\"',;&()]{{8,}})")
+# Without quotes an index or a call is code that fetches a secret, not the secret: token = row[3].
+_LITERAL = r"[ \t]{0,3}(?:[\"']|(?![\w.]{0,60}[\[(]))"
+_AFTER_EQUALS = re.compile(rf"{_LITERAL}([^\s\"',;&]{{4,}})")
+_KEY_AFTER_EQUALS = re.compile(rf"{_LITERAL}({_DIGIT}[^\s\"',;&()]{{8,}})")
 _QUOTED = re.compile(r"\s{0,3}[\"']([^\"'\s]{4,})[\"']")
 _AFTER_COLON = re.compile(rf"[ \t]{{1,3}}({_DIGIT}[^\s\"',;&()]{{6,}})")
 

@@ -13,6 +13,8 @@ from fleet_rlm.config import Resolved
 from fleet_rlm.errors import UsageError
 from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.program.bundle import save
+from fleet_rlm.program.manifest import Evidence, Score
 from fleet_rlm.program.registry import find_program, parse_settings
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
@@ -34,6 +36,9 @@ class JobResult:
     """How a job ended."""
 
     folder: Path
+    bundle: Path
+    """The compiled program, for `fleet_rlm.load` and `--program`."""
+
     baseline: dict[str, Any]
     """Summary of the sealed test, before."""
 
@@ -51,7 +56,7 @@ class JobResult:
     def to_json(self) -> dict[str, Any]:
         return {
             "job": self.folder.name,
-            "program": str(self.folder / "program.json"),
+            "bundle": str(self.bundle),
             "baseline": self.baseline,
             "winner": self.winner,
             "test": asdict(self.test),
@@ -142,6 +147,7 @@ def run_job(job: Compilation, progress: Mapping[str, Progress]) -> JobResult | N
         return None
     result = JobResult(
         folder=job.folder,
+        bundle=_export(job, state, baseline.summary, winner.summary),
         baseline=baseline.summary,
         winner=winner.summary,
         test=_compare(job),
@@ -166,8 +172,38 @@ def _compiled_state(job: Compilation) -> tuple[dict[str, Any], float]:
     state = compiled.dump_state(json_mode=True)
     usd = ledger.total.usd
     _write(path, {"for": wanted, "state": state, "usd": usd})
-    _write(job.folder / "program.json", state)
     return state, usd
+
+
+def _export(
+    job: Compilation, state: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+) -> Path:
+    program = replace(job.arm, state=state).make_program()
+    evidence = Evidence(
+        model_kind=job.arm.root.kind,
+        models={"root": job.arm.root.name, "sub": job.arm.sub.name},
+        suite=job.suite.name,
+        before=_score(before),
+        after=_score(after),
+        data={"suite": job.suite.digest},
+        optimizer=job.recipe.optimizer,
+        seed=job.recipe.seed,
+        job=job.folder.name,
+    )
+    return save(program, job.folder / "bundle", evidence=evidence)
+
+
+def _score(summary: dict[str, Any]) -> Score | None:
+    if summary["score"] is None:
+        return None
+    n = summary["samples"]
+    return Score(
+        score=summary["score"],
+        n=summary["scored"],
+        ci=None if summary["ci"] is None else tuple(summary["ci"]),
+        usd=summary["usage"]["usd"] / n,
+        seconds=summary["wall_s"] / n,
+    )
 
 
 def _compare(job: Compilation) -> Comparison:

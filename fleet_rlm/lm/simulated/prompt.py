@@ -145,7 +145,7 @@ def parse_variables(text: str) -> list[Variable]:
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return [
         _parse_variable(head[2], re.sub(f"^{head[1]}", "", text[head.end() + 1 : end], flags=re.M))
-        for head, end in zip(heads, ends, strict=True)
+        for head, end in zip(heads, ends, strict=False)
     ]
 
 
@@ -219,7 +219,7 @@ def _sections(text: str, names: Iterable[str]) -> dict[str, str]:
             found.append((at, at + len(head), name))
     found.sort()
     ends = [start for start, _, _ in found[1:]] + [len(text)]
-    return {name: text[at:end].strip() for (_, at, name), end in zip(found, ends, strict=True)}
+    return {name: text[at:end].strip() for (_, at, name), end in zip(found, ends, strict=False)}
 
 
 def _demos(
