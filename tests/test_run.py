@@ -472,3 +472,20 @@ def test_a_store_that_cannot_be_reached_is_said_once_and_the_run_goes_on(project
     done = run("needle", *SMALL, mlflow=True, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("127.0.0.1:9") == 1
+
+
+def test_steps_that_were_paid_for_stay_with_a_sample_that_failed(project, run):
+    import gzip
+
+    def fault(number):
+        return (500, error_body("boom", "server_error")) if number > 2 else None
+
+    with openai_server(fault) as server:
+        words = ("needle", *SMALL, "--json", "--api-base", server.url, "--limit", "1")
+        run(*words, "--model", "openai/gpt-4o-mini")
+    (record,) = records(only_run(project))
+    assert record["error"]["boundary"] == "provider"
+    assert record["turns"] == 2
+    assert record["usage"]["root"]["calls"] == 2
+    data = (only_run(project) / record["trajectory"]).read_bytes()
+    assert len(json.loads(gzip.decompress(data))["steps"]) == 2

@@ -131,6 +131,28 @@ def test_an_rlm_prompt_in_another_form_is_unknown(info, history, kind):
     assert engine.kinds[kind] == 1
 
 
+PIECES = st.sampled_from(
+    [
+        "Your input fields are:\n1. `query` (str): \n",
+        "Your output fields are:\n1. `answer` (int): \n",
+        "All interactions will be structured",
+        "your objective is:",
+        "[[ ## query ## ]]\n",
+        "1. `notes` (Literal['a', 'b']): ",
+        "Label each of the following lines with exactly one of: a, b.",
+        "\n",
+        QUESTIONS[0][0],
+        QUESTIONS[4][0],
+    ]
+)
+
+
+@given(st.lists(PIECES | st.text(max_size=20)), st.lists(PIECES | st.text(max_size=20)))
+def test_no_prompt_is_too_odd_to_be_answered(system, user):
+    reply = Brain().reply([Turn("system", "".join(system)), Turn("user", "".join(user))])
+    assert reply.kind in KINDS
+
+
 def ask(text, model="sim", seed=0):
     return Brain(seed).reply([Turn("user", text)], model=model)
 

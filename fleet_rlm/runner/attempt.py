@@ -104,6 +104,8 @@ def attempt(job: Job, bench: Bench) -> Outcome:
         scores = _score(planned, sample, reply.answer)
     except SampleError as error:
         failure = error
+        # Steps that were paid for are kept, though the sample has no score.
+        reply = reply._replace(steps=getattr(error.__cause__, "trajectory", reply.steps))
     clean = bench.redactor.clean
     record = Record(
         sample=planned.id,
