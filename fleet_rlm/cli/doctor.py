@@ -16,7 +16,7 @@ from fleet_rlm.errors import Exit, FleetError, UsageError
 from fleet_rlm.lm.connect import specify_pair
 from fleet_rlm.project import project_dir
 from fleet_rlm.report.tables import make_console
-from fleet_rlm.sandbox import levels
+from fleet_rlm.sandbox.levels import choose
 
 OLDEST_PYTHON = (3, 11)
 SMALLEST_DISK = 1 << 30
@@ -55,7 +55,7 @@ def doctor_command(start: Path, *, as_json: bool) -> int:
 def examine(start: Path) -> Iterator[Finding]:
     """Look at this machine and project; starts a sandbox for its self-test, calls no model."""
     yield _python()
-    yield _finding("sandbox", lambda: levels.choose("auto").label)
+    yield _finding("sandbox", lambda: choose("auto").label)
     project = project_dir(start)
     try:
         resolved = resolve({}, os.environ, project)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fleet_rlm.cli import options
 from fleet_rlm.cli.entry import make_app, run_app
 
 app = make_app("Score agent and RLM programs on suites of long-context tasks.")
@@ -32,7 +33,7 @@ def home(context: typer.Context) -> None:
 
 @app.command("list")
 def list_suites(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list on stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """List the suites that `run` knows, your project's and the built-in ones."""
     from fleet_rlm.cli.suites import print_list
@@ -58,21 +59,11 @@ def show(
 @app.command()
 def run(
     suite: Annotated[str, typer.Argument(help="Name or path of a suite; see `fleet-eval list`.")],
-    program: Annotated[str, typer.Option("-p", "--program", help="rlm or direct.")] = "rlm",
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="sim, or provider/name. [env: DSPY_LM_MODEL]"),
-    ] = None,
-    sub_model: Annotated[
-        str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
-    ] = None,
-    api_base: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(metavar="IN/OUT", help="Dollars per million tokens, for unlisted models."),
-    ] = None,
+    program: options.Program = "rlm",
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
     sub_price: Annotated[
         str | None, typer.Option(metavar="IN/OUT", help="The same for the sub-model.")
     ] = None,
@@ -97,12 +88,8 @@ def run(
         int | None, typer.Option(help="At most this many samples, spread over tasks and lengths.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
-    concurrency: Annotated[
-        int | None, typer.Option("-j", "--concurrency", help="Samples in flight. [default: 8]")
-    ] = None,
-    sandbox: Annotated[
-        str | None, typer.Option(help="auto, or the name of a level. [default: auto]")
-    ] = None,
+    concurrency: options.Concurrency = None,
+    sandbox: options.Sandbox = None,
     iterations: Annotated[int | None, typer.Option(help="Turns with the REPL, a sample.")] = None,
     sub_calls: Annotated[int | None, typer.Option(help="Sub-queries, a sample.")] = None,
     wall: Annotated[
@@ -120,10 +107,8 @@ def run(
         typer.Option(metavar="DIR", help="Run folder. [default: named by what runs, in runs/]"),
     ] = None,
     no_mlflow: Annotated[bool, typer.Option(help="Do not mirror the run to MLflow.")] = False,
-    display: Annotated[str, typer.Option(help="Progress: auto, live, plain or none.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Only the summary, as JSON, on stdout.")
-    ] = False,
+    display: options.Display = "auto",
+    as_json: options.AsJson = False,
     print_config: Annotated[
         bool, typer.Option(help="Print what would run, as JSON, and stop.")
     ] = False,

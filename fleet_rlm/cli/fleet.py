@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fleet_rlm.cli import options
 from fleet_rlm.cli.entry import make_app, run_app
 
 app = make_app("Use programs outside an evaluation, and check this machine.")
@@ -31,27 +32,15 @@ def home(context: typer.Context) -> None:
 def run(
     context: Annotated[Path, typer.Option(metavar="FILE", help="Text file to answer from.")],
     query: Annotated[str, typer.Option(help="The question.")],
-    program: Annotated[str, typer.Option("-p", "--program", help="rlm or direct.")] = "rlm",
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="sim, or provider/name. [env: DSPY_LM_MODEL]"),
-    ] = None,
-    sub_model: Annotated[
-        str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
-    ] = None,
-    api_base: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(metavar="IN/OUT", help="Dollars per million tokens, for unlisted models."),
-    ] = None,
-    sandbox: Annotated[str | None, typer.Option(help="auto, or the name of a level.")] = None,
+    program: options.Program = "rlm",
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
+    sandbox: options.Sandbox = None,
     wall: Annotated[float, typer.Option(metavar="SECONDS", help="Wall time.")] = 600.0,
     trace: Annotated[bool, typer.Option(help="Show each turn on stderr.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Answer, stop reason, turns and usage as JSON.")
-    ] = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """Answer one question about one file; the answer goes to stdout."""
     from fleet_rlm.cli.ask import Ask, ask_command
@@ -73,7 +62,7 @@ def run(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list on stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """Check Python, sandbox, model, key and store; each failure comes with its mend."""
     from fleet_rlm.cli.doctor import doctor_command

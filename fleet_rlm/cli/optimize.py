@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fleet_rlm.cli import options
 from fleet_rlm.cli.entry import make_app, run_app
 
 app = make_app("Compile programs and show on a sealed test what it bought.")
@@ -29,7 +30,7 @@ def home(context: typer.Context) -> None:
 
 @app.command("list")
 def list_recipes(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list on stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """List the recipes that `run` knows."""
     from fleet_rlm.cli.compile import print_recipes
@@ -40,27 +41,16 @@ def list_recipes(
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="sim, or provider/name. [env: DSPY_LM_MODEL]"),
-    ] = None,
-    sub_model: Annotated[
-        str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
-    ] = None,
-    api_base: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option("-j", "--concurrency", help="Samples in flight. [default: 8]")
-    ] = None,
-    sandbox: Annotated[str | None, typer.Option(help="auto, or the name of a level.")] = None,
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    api_base: options.ApiBase = None,
+    concurrency: options.Concurrency = None,
+    sandbox: options.Sandbox = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Job folder. [default: in runs/jobs/]")
     ] = None,
-    display: Annotated[str, typer.Option(help="Progress: auto, live, plain or none.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Only the result, as JSON, on stdout.")
-    ] = False,
+    display: options.Display = "auto",
+    as_json: options.AsJson = False,
 ) -> int:
     """Compile as a recipe says. The same command again resumes: nothing finished is paid twice."""
     from fleet_rlm.cli.compile import compile_command

@@ -1,0 +1,37 @@
+"""Options that several commands take, said once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Only the result, as JSON, on stdout.")]
+
+Program = Annotated[
+    str,
+    typer.Option(
+        "-p",
+        "--program",
+        help="rlm, direct, truncate, bm25, mapreduce, router, a bundle folder, FILE.py:FUNCTION.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help="sim, or provider/name. [env: DSPY_LM_MODEL]"),
+]
+SubModel = Annotated[
+    str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
+]
+ApiBase = Annotated[
+    str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
+]
+Price = Annotated[
+    str | None,
+    typer.Option(metavar="IN/OUT", help="Dollars per million tokens, for unlisted models."),
+]
+Concurrency = Annotated[
+    int | None, typer.Option("-j", "--concurrency", help="Samples in flight. [default: 8]")
+]
+Sandbox = Annotated[str | None, typer.Option(help="auto, or the name of a level. [default: auto]")]
+Display = Annotated[str, typer.Option(help="Progress: auto, live, plain or none.")]
