@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleet_rlm import errors as errors
+    from fleet_rlm.program.agent.agent import RLMReActChatAgent as RLMReActChatAgent
     from fleet_rlm.program.bundle import load as load
     from fleet_rlm.program.bundle import save as save
     from fleet_rlm.program.context_ref import ContextRef as ContextRef
@@ -30,6 +31,7 @@ _HOME = {
     "ContextRef": "fleet_rlm.program.context_ref",
     "LocalInterpreter": "fleet_rlm.sandbox.interpreter",
     "RLM": "fleet_rlm.program.rlm",
+    "RLMReActChatAgent": "fleet_rlm.program.agent.agent",
     "RecursionSettings": "fleet_rlm.program.recursion",
     "astream": "fleet_rlm.program.stream",
     "errors": "fleet_rlm",

@@ -13,7 +13,8 @@ Program = Annotated[
     typer.Option(
         "-p",
         "--program",
-        help="rlm, direct, truncate, bm25, mapreduce, router, a bundle folder, FILE.py:FUNCTION.",
+        help="rlm, agent, direct, truncate, bm25, mapreduce, router, a bundle's folder, or"
+        " FILE.py:FUNCTION.",
     ),
 ]
 Model = Annotated[

@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import format_error_for_lm
 
-from fleet_rlm.program.events import emit
+from fleet_rlm.program.events import check_cancelled, emit
 from fleet_rlm.program.recursion import RecursionSettings
 
 SUB_LM_SETTING = "fleet_sub_lm"
@@ -137,6 +137,7 @@ class Queries:
         lm = self.sub_lm or dspy.settings.get(SUB_LM_SETTING) or dspy.settings.lm
         if lm is None:
             raise dspy.LMNotConfiguredError("No LM configured. Use dspy.configure(lm=...).")
+        check_cancelled()
         emit("sub_query", prompt[:SHOWN_CHARS], chars=len(prompt))
         found = lm(prompt)[0]
         reply = str(found["text"] if isinstance(found, dict) else found)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import dspy
 
 from fleet_rlm.errors import UsageError, nearest
+from fleet_rlm.program.agent.program import AgentProgram
 from fleet_rlm.program.baselines import BASELINES
+from fleet_rlm.program.manifest import MANIFEST
 from fleet_rlm.program.own import is_own, load_factory
 from fleet_rlm.program.reader import TextProgram
 from fleet_rlm.program.recursion import ProgramSettings, RecursionSettings
@@ -71,7 +73,7 @@ def _make_rlm(guidance: str, settings: ProgramSettings) -> dspy.Module:
     return RLM(AnswerQuery, guidance=guidance, recursion=settings.part(RecursionSettings))
 
 
-def _baseline(kind: type[TextProgram]) -> Entry:
+def _text_program(kind: type[TextProgram]) -> Entry:
     return Entry(
         summary=kind.summary,
         runs_code=kind.runs_code,
@@ -92,7 +94,8 @@ PROGRAMS: Mapping[str, Entry] = {
         over=lambda signature, tools: RLM(signature, tools=list(tools)),
         tools_of=lambda program: getattr(program, "_user_tools", {}),
     ),
-    **{name: _baseline(kind) for name, kind in BASELINES.items()},
+    **{name: _text_program(kind) for name, kind in BASELINES.items()},
+    "agent": _text_program(AgentProgram),
 }
 
 
@@ -117,7 +120,7 @@ def find_program(name: str) -> Entry:
     """
     if is_own(name):
         return _own_entry(name)
-    if "/" in name or Path(name).is_dir():
+    if "/" in name or (Path(name or "-") / MANIFEST).is_file():
         return _bundle_entry(Path(name))
     return parse_name(name).entry
 

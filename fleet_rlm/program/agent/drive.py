@@ -1,0 +1,150 @@
+"""How a turn is driven: blocking steps for an event loop, an event loop for callers without one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from dspy.utils.callback import BaseCallback
+
+from fleet_rlm.ledger import Ledger, Limits, Role, Usage
+from fleet_rlm.program.events import Cancelled, CancelScope
+
+T = TypeVar("T")
+
+
+class Stopped(BaseException):
+    """A cancelled turn goes no further.
+
+    Not an Exception: neither a tool's own handlers nor code in a sandbox may take it for a failure
+    and go on.
+    """
+
+
+class Guard(BaseCallback):
+    """Refuses every model call and every cell of a cancelled turn, whoever makes it."""
+
+    def __init__(self, scope: CancelScope) -> None:
+        self._scope = scope
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.check()
+
+    def on_interpreter_execute_start(
+        self, call_id: str, instance: Any, inputs: dict[str, Any]
+    ) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise when the turn is cancelled.
+
+        Raises:
+            Stopped: it is.
+        """
+        try:
+            self._scope.check()
+        except Cancelled as error:
+            raise Stopped from error
+
+
+class TurnLedger(Ledger):
+    """One turn's spending, booked in the caller's ledger too and held to the limits of both.
+
+    Args:
+        limits: of the turn.
+        parent: the ledger of the sample that the turn is part of, if any.
+    """
+
+    def __init__(self, limits: Limits, parent: Ledger | None) -> None:
+        super().__init__(limits)
+        self._parent = parent
+
+    def book(self, role: Role, usage: Usage) -> None:
+        super().book(role, usage)
+        if self._parent is not None:
+            self._parent.book(role, usage)
+
+    def check(self) -> None:
+        super().check()
+        if self._parent is not None:
+            self._parent.check()
+
+    @contextmanager
+    def grace(self) -> Iterator[None]:
+        with super().grace():
+            if self._parent is None:
+                yield
+                return
+            with self._parent.grace():
+                yield
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run blocking work in a thread of its own, in a copy of the caller's context.
+
+    Whoever stops waiting leaves the thread behind: a model call cannot be interrupted, but nobody
+    has to wait for it. It is a daemon, and its result is dropped.
+    """
+    done: Future[T] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        done.set_running_or_notify_cancel()
+        try:
+            done.set_result(context.run(work))
+        except BaseException as error:  # noqa: BLE001 -- raised again where the result is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="fleet-agent-step", daemon=True).start()
+    return asyncio.wrap_future(done)
+
+
+def wait_for(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, for a caller that is not asynchronous.
+
+    Also inside of a running event loop, as in a notebook, which then waits.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run(main)
+    with ThreadPoolExecutor(1, "fleet-agent") as pool:
+        return pool.submit(contextvars.copy_context().run, _run, main).result()
+
+
+def iterate(stream: AsyncGenerator[T, None], stop: Callable[[], None]) -> Iterator[T]:
+    """The items of an asynchronous stream as they come, for a caller that is not asynchronous.
+
+    Args:
+        stream: what to iterate over, in a thread of its own.
+        stop: makes the stream end soon; called when the caller wants no more.
+    """
+    items: SimpleQueue[tuple[T] | None] = SimpleQueue()
+
+    async def pump() -> None:
+        try:
+            async for item in stream:
+                items.put((item,))
+        finally:
+            items.put(None)
+
+    with ThreadPoolExecutor(1, "fleet-agent") as pool:
+        done = pool.submit(contextvars.copy_context().run, _run, pump())
+        try:
+            while (item := items.get()) is not None:
+                yield item[0]
+        finally:
+            stop()
+        done.result()
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    # With a factory the runner leaves the thread's own event loop alone.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(main)
