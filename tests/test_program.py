@@ -79,6 +79,7 @@ def test_settings_are_a_parameter_that_is_listed_saved_loaded_copied_and_kept(tm
             "batch_workers": 3,
             "max_depth": 1,
             "max_children": 16,
+            "call_timeout_s": 0,
         }
     copy = rlm.deepcopy()
     copy.max_iters = 9

@@ -15,7 +15,7 @@ from fleet_rlm import RLM, LocalInterpreter
 from fleet_rlm.errors import DataError
 from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.program.context_ref import ContextRef
-from fleet_rlm.program.events import CancelScope, Event
+from fleet_rlm.program.events import Cancelled, CancelScope, Event
 from fleet_rlm.program.stream import astream, stream
 
 CONTEXT = "The door code is 4711. " * 200
@@ -218,6 +218,19 @@ def test_a_failing_provider_leaves_the_steps_on_the_error():
     assert [step["code"] for step in caught.value.trajectory] == ["print(1)", "print(2)"]
 
 
+def test_a_sub_querys_time_counts_from_its_own_start():
+    # Six calls of 0.6 s in two rows: the second row starts late and is not late.
+    def reply(prompt, _):
+        time.sleep(2.0 if "slow" in prompt else 0.6)
+        return "fine"
+
+    code = "SUBMIT(str(llm_query_batched(['a', 'b', 'c', 'd', 'slow', 'e'])))"
+    rlm = make_rlm(batch_workers=3, call_timeout_s=1)
+    found = ask(rlm, scripted_lm(lambda *_: action(code)), fleet_sub_lm=scripted_lm(reply))
+    assert found.answer.count("fine") == 5
+    assert "took longer than 1 s" in found.answer
+
+
 # ---- references ---------------------------------------------------------------------------------
 
 
@@ -318,6 +331,34 @@ def test_any_program_can_be_streamed():
     assert events[-1].data["outputs"] == {"answer": "42"}
 
 
+def test_tools_are_told_wherever_they_run():
+    def double(number: int) -> int:
+        """Twice the number."""
+        return 2 * number
+
+    code = "print(double(number=21))\ntry:\n    double(number=None)\nexcept Exception:\n    pass"
+    codes = [code, "SUBMIT('x')"]
+    rlm = RLM("question -> answer", tools=[double], interpreter_factory=LocalInterpreter)
+    with dspy.context(lm=scripted_lm(lambda _, n: action(codes[n - 1]))):
+        events = list(stream(rlm, question="q"))
+    called = [event for event in events if event.kind == "tool_call"]
+    results = [event for event in events if event.kind == "tool_result"]
+    assert called[0].data["arguments"] == {"number": "21"}
+    assert (results[0].text, results[0].data["failed"]) == ("42", False)
+    assert results[1].data["failed"]
+    assert [event.data["call"] for event in called] == [event.data["call"] for event in results]
+
+
+def test_a_program_that_is_only_asynchronous_can_be_streamed():
+    class Asynchronous(dspy.Module):
+        async def aforward(self, question):
+            await asyncio.sleep(0)
+            return dspy.Prediction(answer=question.upper())
+
+    events = list(stream(Asynchronous(), question="q"))
+    assert events[-1].data["outputs"] == {"answer": "Q"}
+
+
 def test_an_error_ends_the_stream_as_an_event():
     with dspy.context(lm=scripted_lm(lambda *_: dspy.LMServerError("down"))):
         events = list(stream(make_rlm(), context="c", query="q"))
@@ -374,7 +415,7 @@ def test_a_cancelled_scope_stops_before_the_next_model_call():
         return action("print(1)")
 
     lm = scripted_lm(script)
-    with pytest.raises(Exception, match="cancelled"):
+    with pytest.raises(Cancelled):
         ask(make_rlm(), lm, fleet_cancel=scope)
     assert len(lm.engine.prompts) == 2
 

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import dspy
 
-from fleet_rlm.errors import FleetError
-
 Kind = Literal[
     "thought",
     "code",
@@ -60,8 +58,12 @@ Sink = Callable[[Event], None]
 """Takes events from any thread; may block to slow the program down, or raise to stop it."""
 
 
-class Cancelled(FleetError):
-    """Whoever watched a program wanted no more of it."""
+class Cancelled(BaseException):
+    """Whoever watched a program wanted no more of it.
+
+    No `Exception`, for the reason that KeyboardInterrupt is none: neither generated code nor a
+    program's own handlers may take it for a failure and go on.
+    """
 
 
 INTERRUPT_EVERY_S = 0.05

@@ -86,6 +86,9 @@ class Queries:
     workers: int
     """Queries of one batch in flight."""
 
+    timeout_s: float
+    """Seconds that one sub-query may take, counted from its own start; 0 for no limit."""
+
     depth: int
     """Depth of the program that asks."""
 
@@ -139,7 +142,7 @@ class Queries:
             raise dspy.LMNotConfiguredError("No LM configured. Use dspy.configure(lm=...).")
         check_cancelled()
         emit("sub_query", prompt[:SHOWN_CHARS], chars=len(prompt))
-        found = lm(prompt)[0]
+        found = (_within(self.timeout_s, lm, prompt) if self.timeout_s else lm(prompt))[0]
         reply = str(found["text"] if isinstance(found, dict) else found)
         emit("sub_query", reply[:SHOWN_CHARS], chars=len(reply), answered=True)
         return reply
@@ -151,6 +154,30 @@ class Queries:
         with ThreadPoolExecutor(min(self.workers, len(inputs)), "fleet-query") as pool:
             asked = [pool.submit(contextvars.copy_context().run, ask, *given) for given in inputs]
             return [_text_or_error(future) for future in asked]
+
+
+def _within(seconds: float, lm: Any, prompt: str) -> Any:
+    """The reply, unless it takes longer: a call cannot be killed, so its late reply is dropped.
+
+    Raises:
+        QueryRefused: it took longer.
+    """
+    reply: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            reply.set_result(lm(prompt))
+        except BaseException as error:  # noqa: BLE001 - raised where the reply is awaited
+            reply.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(ask,), name="fleet-call", daemon=True).start()
+    try:
+        return reply.result(seconds)
+    except TimeoutError:
+        if reply.done():
+            raise  # the model's own
+        raise QueryRefused(f"The sub-query took longer than {seconds:g} s. Ask for less.") from None
 
 
 def _text_or_error(future: Future[str]) -> str:

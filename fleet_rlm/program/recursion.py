@@ -95,10 +95,12 @@ class RecursionSettings(ProgramSettings):
         "batch_workers": Range(8, 1, 256),
         "max_depth": Range(1, 0, 8),
         "max_children": Range(16, 0, 1_000),
+        "call_timeout_s": Range(0, 0, 86_400),
     }
     """`max_iters`: turns with the REPL.
     `max_llm_calls`: model calls that generated code causes in one answer, children's included.
     `max_output_chars`: characters of one turn's output that the model sees.
     `batch_workers`: queries of one batch in flight.
     `max_depth`: how deep child RLMs may nest; 0 allows plain sub-queries only.
-    `max_children`: child RLMs of one answer, each with a sandbox session of its own."""
+    `max_children`: child RLMs of one answer, each with a sandbox session of its own.
+    `call_timeout_s`: seconds that one sub-query may take from its own start, 0 for no limit."""

@@ -112,6 +112,7 @@ class RLM(dspy.RLM):
     batch_workers = _setting("batch_workers")
     max_depth = _setting("max_depth")
     max_children = _setting("max_children")
+    call_timeout_s = _setting("call_timeout_s")
 
     _RESERVED_SANDBOX_NAMES = dspy.RLM._RESERVED_SANDBOX_NAMES | {"rlm_query", "rlm_query_batched"}
     _RESERVED_RESULT_NAMES = dspy.RLM._RESERVED_RESULT_NAMES | {"stop"}
@@ -391,6 +392,7 @@ class _Run:
         queries = Queries(
             budget=self.budget,
             workers=self.program.batch_workers,
+            timeout_s=self.program.call_timeout_s,
             depth=self.depth,
             sub_lm=self.program.sub_lm,
             ask_child=self._ask_child,

@@ -11,17 +11,21 @@ from dataclasses import replace
 from typing import Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 
 from fleet_rlm.errors import one_line
 from fleet_rlm.ledger import Ledger
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
+from fleet_rlm.program.context_ref import shorten
 from fleet_rlm.program.events import (
     CANCEL_SETTING,
     EVENTS_SETTING,
     Cancelled,
     CancelScope,
     Event,
+    emit,
 )
+from fleet_rlm.program.queries import SHOWN_CHARS
 
 WAITING = 256
 """Events that wait for a slow reader before the program itself has to wait."""
@@ -53,14 +57,13 @@ class _Stream:
             LEDGER_SETTING: ledger,
         }
         try:
-            with dspy.context(**settings):
-                found = program(**inputs)
+            with dspy.context(callbacks=[*dspy.settings.callbacks, _ToolEvents()], **settings):
+                found = _call(program, inputs)
             last = _final(found, self._answered)
         except Cancelled:
             last = Event(kind="cancelled")
         except Exception as error:  # noqa: BLE001 - whatever ends the program ends its stream
-            cancelled = isinstance(error.__cause__ or error.__context__, Cancelled)
-            last = Event(kind="cancelled") if cancelled else _failed(error)
+            last = _failed(error)
         spent: dict[str, Any] = {role: usage.to_json() for role, usage in ledger.by_role.items()}
         self._offer(Event(kind="usage", data=spent))
         self._offer(last)
@@ -122,6 +125,28 @@ async def astream(program: dspy.Module, **inputs: Any) -> AsyncIterator[Event]:
             sequence += 1
     finally:
         running.scope.cancel()
+
+
+class _ToolEvents(BaseCallback):
+    """Tells of tools wherever dspy runs them: in an RLM's sandbox or in an agent of dspy's."""
+
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        name = str(getattr(instance, "name", "tool"))
+        given = inputs.get("kwargs") or {}
+        arguments = {key: shorten(str(value), SHOWN_CHARS) for key, value in given.items()}
+        emit("tool_call", name, call=call_id, tool=name, arguments=arguments)
+
+    def on_tool_end(
+        self, call_id: str, outputs: Any | None, exception: Exception | None = None
+    ) -> None:
+        text = f"{type(exception).__name__}: {exception}" if exception else str(outputs)
+        emit("tool_result", shorten(text, SHOWN_CHARS), call=call_id, failed=exception is not None)
+
+
+def _call(program: dspy.Module, inputs: dict[str, Any]) -> Any:
+    if hasattr(program, "forward"):
+        return program(**inputs)
+    return asyncio.run(program.acall(**inputs))
 
 
 def _final(found: Any, answered: Event | None) -> Event:

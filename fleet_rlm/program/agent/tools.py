@@ -354,6 +354,7 @@ class AgentTools:
         queries = Queries(
             budget=Budget(rlm.recursion),
             workers=rlm.batch_workers,
+            timeout_s=rlm.call_timeout_s,
             depth=depth(),
             sub_lm=rlm.sub_lm,
             ask_child=_no_child,
