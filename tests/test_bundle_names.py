@@ -9,7 +9,8 @@ import pytest
 from fleet_rlm import RLM, RecursionSettings
 from fleet_rlm.errors import UsageError
 from fleet_rlm.program.bundle import load, save
-from fleet_rlm.program.registry import PROGRAMS, find_program, parse_settings
+from fleet_rlm.program.find import find_program, parse_settings
+from fleet_rlm.program.registry import PROGRAMS
 
 
 @pytest.fixture

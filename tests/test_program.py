@@ -10,7 +10,8 @@ from scripted import DOLLAR, action, fields, scripted_lm
 from fleet_rlm import RLM, LocalInterpreter, RecursionSettings
 from fleet_rlm.errors import LimitReached, UsageError
 from fleet_rlm.ledger import Ledger, Limits
-from fleet_rlm.program.registry import PROGRAMS, find_program, parse_settings
+from fleet_rlm.program.find import find_program, parse_settings
+from fleet_rlm.program.registry import PROGRAMS
 
 CONTEXT = "The door code is 4711. " * 200
 

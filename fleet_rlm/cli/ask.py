@@ -14,7 +14,7 @@ from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.lm.connect import specify_pair
-from fleet_rlm.program.registry import find_program
+from fleet_rlm.program.find import find_program
 from fleet_rlm.project import project_dir
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.attempt import ask

@@ -14,7 +14,7 @@ from fleet_rlm.config import Resolved, parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError, nearest
 from fleet_rlm.ledger import Limits
 from fleet_rlm.lm.connect import specify_pair
-from fleet_rlm.program.registry import find_program, parse_settings
+from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.report.tables import make_console, print_result
 from fleet_rlm.runner.arm import Arm, run_folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import dspy
@@ -13,8 +12,6 @@ import dspy
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.program.agent.program import AgentProgram
 from fleet_rlm.program.baselines import BASELINES
-from fleet_rlm.program.manifest import MANIFEST
-from fleet_rlm.program.own import is_own, load_factory
 from fleet_rlm.program.reader import TextProgram
 from fleet_rlm.program.recursion import ProgramSettings, RecursionSettings
 from fleet_rlm.program.rlm import RLM
@@ -108,23 +105,6 @@ class Named(NamedTuple):
     entry: Entry
 
 
-def find_program(name: str) -> Entry:
-    """The entry of a program.
-
-    Args:
-        name: "rlm", with its task and version or without ("rlm.qa@1"); the folder of a bundle; or a
-            user's own "path/to/file.py:make_program", whose file is loaded.
-
-    Raises:
-        UsageError: no such program, another version, or a file that gives no program.
-    """
-    if is_own(name):
-        return _own_entry(name)
-    if "/" in name or (Path(name or "-") / MANIFEST).is_file():
-        return _bundle_entry(Path(name))
-    return parse_name(name).entry
-
-
 def parse_name(name: str, known: Mapping[str, Entry] = PROGRAMS) -> Named:
     """What a name means, of the programs in `known` only.
 
@@ -141,51 +121,3 @@ def parse_name(name: str, known: Mapping[str, Entry] = PROGRAMS) -> Named:
         full = f"{named.program}.{entry.task}@{entry.version}"
         raise UsageError(f"No program {name!r}: this version of fleet-rlm has {full}.")
     return named
-
-
-def _bundle_entry(folder: Path) -> Entry:
-    from fleet_rlm.program.bundle import load  # it builds programs from this registry
-
-    loaded = load(folder)
-
-    def make(guidance: str, _: ProgramSettings) -> dspy.Module:
-        if guidance:
-            raise UsageError(f"{folder} has instructions: program.guidance is for names.")
-        return loaded.deepcopy()
-
-    return Entry(
-        summary=f"bundle {folder}",
-        runs_code=any(isinstance(part, dspy.RLM) for _, part in loaded.named_sub_modules()),
-        make=make,
-    )
-
-
-def _own_entry(name: str) -> Entry:
-    factory = load_factory(name)
-
-    def make(guidance: str, settings: ProgramSettings) -> dspy.Module:
-        if guidance:
-            raise UsageError(f"{name} brings its own instructions: program.guidance is for names.")
-        return factory.make(settings.part(RecursionSettings))
-
-    return Entry(
-        summary=f"your own: {name}",
-        runs_code=True,  # nothing tells before it runs
-        make=make,
-        settings_type=RecursionSettings if factory.takes_settings else ProgramSettings,
-        source_sha256=factory.source_sha256,
-    )
-
-
-def parse_settings(program: str, values: Mapping[str, Any]) -> ProgramSettings:
-    """Settings for `program`.
-
-    Raises:
-        UsageError: one that the program does not have, or a value out of range.
-    """
-    kind = find_program(program).settings_type
-    for name in values:
-        if name not in kind.SPEC:
-            hint = nearest(name, kind.SPEC)
-            raise UsageError(f"Program {program!r} has no setting {name!r}. {hint}")
-    return kind(**values)

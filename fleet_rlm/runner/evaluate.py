@@ -15,8 +15,9 @@ from fleet_rlm.config import resolve
 from fleet_rlm.errors import UsageError
 from fleet_rlm.ledger import Limits
 from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.program.recursion import ProgramSettings
-from fleet_rlm.program.registry import Entry, find_program, parse_settings
+from fleet_rlm.program.registry import Entry
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress

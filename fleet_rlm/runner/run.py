@@ -86,14 +86,16 @@ def run_arm(
     with RunStore(folder) as store:
         run = _open_run(store, arm, plan)
         started = time.monotonic()
-        before_s = _wall_so_far(folder)
+        before, before_s = len(store.records), _wall_so_far(folder)
         stop = StopFlag()
         redactor = Redactor.from_env(os.environ if env is None else env)
         try:
             _execute(arm, plan, store, redactor, stop, concurrency, progress, retry)
         finally:
             progress.ended()
-            wall_s = before_s + time.monotonic() - started
+            # Looking at a finished run again takes no time of the run's.
+            spent_s = time.monotonic() - started if len(store.records) > before else 0.0
+            wall_s = before_s + spent_s
             summary = summarize(run, store.records, plan.keys, wall_s)
             store.write_json("summary.json", summary)
     _point_latest(folder)

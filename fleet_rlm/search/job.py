@@ -14,8 +14,8 @@ from fleet_rlm.errors import UsageError
 from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.lm.connect import specify_pair
 from fleet_rlm.program.bundle import save
+from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.program.manifest import Evidence, Score
-from fleet_rlm.program.registry import find_program, parse_settings
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.record import last_records
