@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 UV = $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix wheel lock clean
+.PHONY: help setup demo test check fix bench bench-sandbox bench-runner bench-suites docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ fix: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(STAMP) ## run all benchmarks, rewrite docs/performance.md; one of them: bench-sandbox, -runner, -suites
+	$(BIN)/python tests/bench
+
+bench-sandbox bench-runner bench-suites: $(STAMP)
+	$(BIN)/python tests/bench $(@:bench-%=%)
+
+docs: $(STAMP) ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 wheel: $(STAMP) ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
@@ -42,7 +51,7 @@ lock: $(BIN)/python ## bring requirements.lock in step with pyproject.toml; LOCK
 		--generate-hashes --no-header --no-emit-index-url --quiet $(LOCK_FLAGS) -o requirements.lock
 
 clean: ## remove builds and caches; runs and .venv stay
-	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fleet_rlm tests -name __pycache__ -prune -exec rm -rf {} +
 
 define uv_present

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted import action, scripted_lm
 
-from fleet_rlm import RLM, LocalInterpreter, RecursionSettings
+from fleet_rlm import RLM, LocalInterpreter, RecursionSettings, RLMReActChatAgent
 from fleet_rlm.errors import UsageError
 from fleet_rlm.program.baselines import BASELINES
 from fleet_rlm.program.bundle import load, save
@@ -418,3 +418,15 @@ def test_every_baseline_can_be_rebuilt_with_what_it_learned(name):
     assert state_digest(copy) != state_digest(program)
     apply_state(copy, dump_state(program))
     assert state_digest(copy) == state_digest(program)
+
+
+def test_the_chat_agent_itself_is_a_bundle(tmp_path):
+    agent = RLMReActChatAgent(react_max_iters=7)
+    agent.act.signature = agent.act.signature.with_instructions("Learned how to act.")
+    demo = {"variables_info": "v", "repl_history": "h", "iteration": "1/2", "reasoning": "r"}
+    agent.rlm.generate_action.demos = [{**demo, "code": "c", "augmented": True}]
+    loaded = load(save(agent, tmp_path / "agent"))
+    assert type(loaded) is RLMReActChatAgent
+    assert loaded.act.signature.instructions == "Learned how to act."
+    assert loaded.settings["react_max_iters"] == 7
+    assert [dict(demo)["code"] for demo in loaded.rlm.generate_action.demos] == ["c"]

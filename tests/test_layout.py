@@ -52,7 +52,7 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
 
 def kept_files() -> Iterator[Path]:
     """What a commit holds, as far as names tell."""
-    made = {"__pycache__", "runs", "mlartifacts", "dist", "build"}
+    made = {"__pycache__", "runs", "mlartifacts", "dist", "build", "site"}
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
         hidden = any(part[0] == "." for part in parts[:-1]) and parts[0] not in (".ci", ".github")

@@ -10,6 +10,7 @@ import dspy
 from dspy.predict.parameter import Parameter
 
 from fleet_rlm.errors import ProgramError, UsageError, boundary, nearest
+from fleet_rlm.program.agent.agent import RLMReActChatAgent
 from fleet_rlm.program.fields import describe, make_signature
 from fleet_rlm.program.manifest import FieldSpec, sha256
 from fleet_rlm.program.recursion import ProgramSettings
@@ -24,8 +25,15 @@ BUILDABLE: Mapping[str, Entry] = {
         make=lambda _guidance, _settings: dspy.Predict(AnswerQuery),
         over=lambda signature, _: dspy.Predict(signature),
     ),
+    "chat": Entry(
+        summary="the chat agent itself, which answers a user rather than a suite",
+        runs_code=True,
+        make=lambda _guidance, _settings: RLMReActChatAgent(),
+        roles=("root", "sub"),
+        task="user",
+    ),
 }
-"""What a bundle can hold: the programs of the registry, and a plain predictor."""
+"""What a bundle can hold: the programs of the registry, a plain predictor, the chat agent."""
 
 _SHOWN_ONLY = {"verbose"}
 """Attributes that change what is logged and nothing else."""
