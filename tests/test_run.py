@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -489,3 +490,15 @@ def test_steps_that_were_paid_for_stay_with_a_sample_that_failed(project, run):
     assert record["usage"]["root"]["calls"] == 2
     data = (only_run(project) / record["trajectory"]).read_bytes()
     assert len(json.loads(gzip.decompress(data))["steps"]) == 2
+
+
+def test_the_next_command_runs_the_baseline_on_the_same_samples(project, run):
+    done = run("needle", *SMALL, "--limit", "2", "--set", "settings.max_iters=9")
+    (shown,) = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if "next " in line]
+    words = shlex.split(shown)
+    assert words[:3] == ["fleet-eval", "run", "needle"]
+    assert "settings.max_iters=9" not in words
+    ids = [{record["sample"] for record in records(only_run(project))}]
+    run(*words[2:], "--out", "baseline")
+    ids.append({record["sample"] for record in records(project / "baseline")})
+    assert ids[0] == ids[1]

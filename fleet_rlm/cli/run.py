@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -188,13 +189,28 @@ def _show(request: RunRequest, arm: Arm, finished: Finished) -> None:
     print_result(console, summary, arm.label)
     shown = relative(finished.folder)
     console.print(f"run       {shown}", markup=False, soft_wrap=True)
-    again = f"fleet-eval run {request.suite}"
     if finished.interrupted:
         console.print("next      the same command resumes: only what is owed is run", markup=False)
         return
-    other = "direct" if request.program == "rlm" else "rlm"
-    console.print(f"next      {again} --program {other}", markup=False, soft_wrap=True)
+    console.print(f"next      {_other_arm(request)}", markup=False, soft_wrap=True)
     console.print("          fleet-eval view", markup=False)
+
+
+def _other_arm(request: RunRequest) -> str:
+    """The command that runs the baseline on the same samples with the same models."""
+    words = ["fleet-eval", "run", request.suite]
+    words += ["--program", "direct" if request.program == "rlm" else "rlm"]
+    for flag in ("model", "sub_model", "api_base"):
+        if request.flags.get(flag):
+            words += [f"--{flag.replace('_', '-')}", request.flags[flag]]
+    if request.corpus:
+        words += ["--corpus", request.corpus]
+    for assignment in request.overrides:
+        if not assignment.startswith(("settings.", "limits.", "program.")):
+            words += ["--set", assignment]
+    if request.limit:
+        words += ["--limit", str(request.limit)]
+    return shlex.join(words)
 
 
 def _exit_code(resolved: Resolved, finished: Finished) -> int:
