@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fleet_rlm.program.rlm import RLM as RLM
     from fleet_rlm.program.stream import astream as astream
     from fleet_rlm.program.stream import stream as stream
+    from fleet_rlm.runner.compare import compare as compare
     from fleet_rlm.runner.evaluate import evaluate as evaluate
     from fleet_rlm.runner.evaluate import open_run as open_run
     from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
@@ -34,6 +35,7 @@ _HOME = {
     "RLMReActChatAgent": "fleet_rlm.program.agent.agent",
     "RecursionSettings": "fleet_rlm.program.recursion",
     "astream": "fleet_rlm.program.stream",
+    "compare": "fleet_rlm.runner.compare",
     "errors": "fleet_rlm",
     "Evidence": "fleet_rlm.program.manifest",
     "evaluate": "fleet_rlm.runner.evaluate",

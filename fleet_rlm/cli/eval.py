@@ -19,9 +19,10 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval run quickstart --program direct     the baseline: everything in one prompt
   fleet-eval run needle --corpus 'books/*.txt'   the same on your own text
   fleet-eval run quickstart -m openai/gpt-5-mini a real model (export DSPY_LLM_API_KEY=...)
+  fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, run, view. Details: fleet-eval COMMAND --help
+Commands: list, show, run, compare, view. Details: fleet-eval COMMAND --help
 """
 
 
@@ -147,6 +148,21 @@ def run(
             print_config=print_config,
         )
     )
+
+
+@app.command()
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    candidate: Annotated[Path, typer.Argument(help="Folder of another run on the same samples.")],
+    allow_mixed: Annotated[
+        bool, typer.Option(help="Compare a simulated with a live model all the same.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """Compare two runs sample by sample: difference, interval, p, wins and losses, cost."""
+    from fleet_rlm.cli.run import compare_command
+
+    return compare_command(baseline, candidate, allow_mixed=allow_mixed, as_json=as_json)
 
 
 @app.command()

@@ -164,9 +164,55 @@ def print_comparison(
     )
 
 
+def print_run_comparison(console: Console, found: Mapping[str, Any], label: str | None) -> None:
+    """Print two runs side by side, a row a task and one for all, then what each cost.
+
+    Args:
+        console: where to.
+        found: a comparison as `fleet-eval compare --json` prints it.
+        label: the sentence that must stand beside the numbers, if any.
+    """
+    if label:
+        console.print(f"[bold yellow]{label}[/]")
+    names = {side: found[side]["run"] for side in ("baseline", "candidate")}
+    for side, name in names.items():
+        console.print(f"{side:<10}{name}", markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    heads = ("n", "base", "cand", "difference", "95% CI", "p", "p Holm", "+/-/=", "detects")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found["rows"]:
+        test = row["test"]
+        table.add_row(
+            row["name"],
+            str(test["n"]),
+            number(row["baseline"]),
+            number(row["candidate"]),
+            f"{test['difference']:+.3f}",
+            "-" if test["ci"] is None else signed(test["ci"]),
+            f"{test['p']:.3g}",
+            "" if row["p_holm"] is None else f"{row['p_holm']:.3g}",
+            f"{test['wins']}/{test['losses']}/{test['ties']}",
+            number(test["detectable"]),
+            style="bold" if row["name"] == "all" else None,
+        )
+    console.print(table)
+    for side in names:
+        usage, stops = found[side]["usage"], found[side]["stops"]
+        ended = " · ".join(f"{stop} {count}" for stop, count in stops.items())
+        console.print(
+            f"{side:<10}${usage['usd']:.4f} · {usage['calls']:,} calls ·"
+            f" {usage['input_tokens'] + usage['output_tokens']:,} tokens ·"
+            f" coverage {found[side]['coverage']:.0%} · {ended}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 def signed(bounds: Sequence[float]) -> str:
     """An interval of a difference, with signs."""
-    return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}"
+    return f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
 
 
 def number(value: float | None) -> str:
