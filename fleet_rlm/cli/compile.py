@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fleet_rlm.cli.listing import print_content
 from fleet_rlm.cli.run import relative
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import Exit, UsageError
-from fleet_rlm.project import find_content, list_content, project_dir
+from fleet_rlm.errors import Exit
+from fleet_rlm.project import Content, find_content, project_dir
 from fleet_rlm.report.tables import make_console, print_comparison, print_recipe_list
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import JobResult, prepare, run_job
@@ -42,23 +43,13 @@ def compile_command(
 
 
 def print_recipes(start: Path, *, as_json: bool) -> int:
-    """Print every recipe; a malformed one is named on stderr and makes the exit code 2."""
-    rows: list[dict[str, Any]] = []
-    broken = False
-    for content in list_content("optimize", project_dir(start)):
-        try:
-            recipe = load_recipe(content.path)
-        except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            broken = True
-            continue
-        row = recipe.model_dump(include={"description", "optimizer", "program", "suite"})
-        rows.append({"name": content.name, "origin": content.origin, **row})
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        print_recipe_list(make_console(sys.stdout), rows)
-    return Exit.USAGE if broken else Exit.OK
+    """Print every recipe; gives the exit code."""
+
+    def describe(content: Content) -> dict[str, Any]:
+        shown = {"description", "optimizer", "program", "suite"}
+        return load_recipe(content.path).model_dump(include=shown)
+
+    return print_content("optimize", start, describe, print_recipe_list, as_json=as_json)
 
 
 def _fix_hash_seed() -> None:

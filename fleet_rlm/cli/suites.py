@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from fleet_rlm.cli.listing import print_content
 from fleet_rlm.cli.run import open_suite
 from fleet_rlm.config import parse_overrides
-from fleet_rlm.errors import Exit, UsageError
-from fleet_rlm.project import list_content, project_dir
-from fleet_rlm.report.tables import make_console, print_suites, short_length
+from fleet_rlm.errors import Exit
+from fleet_rlm.project import Content, project_dir
+from fleet_rlm.report.tables import print_suites, short_length
 from fleet_rlm.suites.sample import Sample
 from fleet_rlm.suites.suite import Suite, load_suite
 
@@ -19,22 +18,12 @@ PREVIEW_CHARS = 240
 
 
 def print_list(start: Path, *, as_json: bool) -> int:
-    """Print every suite; a malformed one is named on stderr and makes the exit code 2."""
-    rows: list[dict[str, Any]] = []
-    broken = False
-    for content in list_content("evals", project_dir(start)):
-        try:
-            suite = load_suite(content.path)
-        except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            broken = True
-            continue
-        rows.append(_row(suite) | {"origin": content.origin})
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        print_suites(make_console(sys.stdout), rows)
-    return Exit.USAGE if broken else Exit.OK
+    """Print every suite; gives the exit code."""
+
+    def describe(content: Content) -> dict[str, Any]:
+        return _row(load_suite(content.path))
+
+    return print_content("evals", start, describe, print_suites, as_json=as_json)
 
 
 def print_suite(

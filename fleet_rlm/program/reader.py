@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -107,13 +108,13 @@ class TextProgram(dspy.Module):
         self.signature = found.with_instructions(guidance or found.instructions)
         self.build(guidance, (settings or ProgramSettings()).part(self.settings_type))
 
+    @abstractmethod
     def build(self, guidance: str, settings: ProgramSettings) -> None:
         """Make predictors and settings; called once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer_from(self, text: str, query: str) -> dspy.Prediction:
         """Answer from the text itself."""
-        raise NotImplementedError
 
     def forward(self, *, context: str | ContextRef, query: str) -> dspy.Prediction:
         """Answer `query` from `context`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -116,6 +117,8 @@ def lock(arm: Arm) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
+        # dspy's choice of demos depends on it.
+        "hash_seed": os.environ.get("PYTHONHASHSEED"),
         "prices": {spec.name: asdict(spec.price) for spec in (arm.root, arm.sub)},
         "git": _git_revision(),
     }
