@@ -109,6 +109,14 @@ except Exception as error:
     assert len(lm.engine.prompts) == 4
 
 
+def test_two_answers_in_a_row_have_the_whole_budget_each():
+    code = "SUBMIT(str(len(llm_query_batched(['a', 'b', 'c']))))"
+    rlm = make_rlm(max_llm_calls=3)
+    lm = scripted_lm(lambda *_: action(code))
+    for _ in range(2):
+        assert ask(rlm, lm, fleet_sub_lm=scripted_lm(lambda *_: "reply")).answer == "3"
+
+
 def test_a_child_that_meets_the_call_limit_answers_from_what_it_has():
     def script(prompt, _):
         if "extract" in prompt.lower() and "[[ ## code ## ]]" not in prompt:
