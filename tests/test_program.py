@@ -34,6 +34,13 @@ def test_an_answer_is_submitted_from_the_sandbox():
     assert str(len(CONTEXT)) in found.trajectory[0]["output"]
 
 
+def test_code_runs_in_our_sandbox_when_none_was_chosen():
+    lm = scripted_lm(lambda *_: action("import os\nSUBMIT(str(sorted(os.environ)[:1]))"))
+    rlm = RLM("context, query -> answer")
+    assert ask(rlm, lm).stop == "submitted"
+    assert LocalInterpreter.execution_instructions in lm.engine.prompts[0]
+
+
 def test_the_protocol_survives_a_new_instruction_and_shows_live_settings():
     rlm = make_rlm()
     rlm.generate_action.signature = rlm.generate_action.signature.with_instructions("Only this.")

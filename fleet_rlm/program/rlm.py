@@ -16,6 +16,7 @@ from dspy.primitives.code_interpreter import (
     FinalOutput,
     resolve_interpreter_factory,
 )
+from dspy.primitives.python_interpreter import PythonInterpreter
 from dspy.primitives.repl_types import REPLHistory, REPLVariable
 from dspy.utils.exceptions import (
     AdapterParseError,
@@ -37,6 +38,7 @@ from fleet_rlm.program.events import (
 from fleet_rlm.program.history import DEEPEST, compact
 from fleet_rlm.program.queries import SUB_LM_SETTING, Budget, Queries, QueryRefused
 from fleet_rlm.program.recursion import RecursionSettings
+from fleet_rlm.sandbox.interpreter import LocalInterpreter
 
 InterpreterFactory = Callable[[], CodeInterpreter]
 
@@ -93,6 +95,8 @@ class RLM(dspy.RLM):
       sample's ledger the answer is extracted from the steps so far. The prediction's `stop` says
       how it ended: "submitted", "iterations", "context", or the limit's kind. An error of the
       model's service carries the steps so far as `trajectory`.
+    * Code runs in a `LocalInterpreter` unless another sandbox was chosen, here or with
+      `dspy.configure(interpreter_factory=...)`.
     * Sub-queries and children use `sub_lm`, else the DSPy setting `fleet_sub_lm`, else the caller's
       `lm`.
 
@@ -167,7 +171,7 @@ class RLM(dspy.RLM):
         self, factory: InterpreterFactory | None, inputs: Mapping[str, Any]
     ) -> dspy.Prediction:
         self._validate_inputs(dict(inputs))
-        factory = factory or resolve_interpreter_factory(self._interpreter_factory)
+        factory = factory or _usual(resolve_interpreter_factory(self._interpreter_factory))
         return _Run(self, factory, inputs, Budget(self.recursion)).answer()
 
     def render_protocol(self, factory: InterpreterFactory, *, recursive: bool) -> str:
@@ -454,6 +458,11 @@ class _Run:
 
     def _trajectory(self) -> list[dict[str, str]]:
         return [entry.model_dump() for entry in self.history]
+
+
+def _usual(factory: InterpreterFactory) -> InterpreterFactory:
+    # dspy takes its own default for "nothing was chosen"; it needs Deno and a download.
+    return LocalInterpreter if factory is PythonInterpreter else factory
 
 
 def _described(variable: REPLVariable, value: Any) -> REPLVariable:
