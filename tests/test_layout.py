@@ -53,10 +53,13 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
 def kept_files() -> Iterator[Path]:
     """What a commit holds, as far as names tell."""
     made = {"__pycache__", "runs", "mlartifacts", "dist", "build", "site"}
+    store = "mlflow.db"  # with its journal: what `make demo` leaves
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
         hidden = any(part[0] == "." for part in parts[:-1]) and parts[0] not in (".ci", ".github")
-        if path.is_file() and not hidden and not made.intersection(parts):
+        if path.name.startswith(store) or not path.is_file():
+            continue
+        if not hidden and not made.intersection(parts):
             yield path
 
 

@@ -3,7 +3,7 @@
 import dspy
 import pytest
 from dspy.lm15 import Message, Request
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from simulated_arms import make_lm
 
@@ -148,6 +148,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES | st.text(max_size=20)), st.lists(PIECES | st.text(max_size=20)))
+@example(["Your input fields are:\n1. `query` (str): \n", "your objective is:"], [])
 def test_no_prompt_is_too_odd_to_be_answered(system, user):
     reply = Brain().reply([Turn("system", "".join(system)), Turn("user", "".join(user))])
     assert reply.kind in KINDS

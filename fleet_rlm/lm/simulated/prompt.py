@@ -117,6 +117,8 @@ def parse_prompt(turns: Sequence[Turn]) -> Prompt:
     inputs_text, _, rest = head.partition("Your output fields are:")
     outputs_text, _, structure = rest.partition("All interactions will be structured")
     inputs, outputs = _parse_fields(inputs_text), _parse_fields(outputs_text)
+    if not outputs:  # asks for no field: text with the words of a prompt in it
+        return Prompt(style="raw", text=last, objective=system)
     is_json = "Outputs will be a JSON object" in structure
     return Prompt(
         style="json" if is_json else "chat",
