@@ -73,7 +73,7 @@ class LimitReached(FleetError):
     """A sample met one of its own limits. Not a failure: its partial answer is scored.
 
     Args:
-        kind: which limit, as stored in a record's `stop`: "wall", "calls", "tokens", "usd".
+        kind: which limit, as stored in a record's `stop`: "wall", "tokens", "usd".
         used: how much was used, in the limit's unit.
         limit: the limit, in the same unit.
     """
@@ -133,6 +133,10 @@ def boundary(owner: type[SampleError], doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise owner(f"{doing}: {type(error).__name__}: {error}") from error
+
+
+class FleetWarning(UserWarning):
+    """Something a user should know that stops nothing; command lines print it as one line."""
 
 
 def one_line(text: str, limit: int = 400) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import sys
+import warnings
 from pathlib import Path
 
 import dspy
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from scripted import action, scripted_lm
 
 from fleet_rlm import RLM, LocalInterpreter, RecursionSettings, RLMReActChatAgent
+from fleet_rlm.cli.fleet import main as fleet
 from fleet_rlm.errors import UsageError
 from fleet_rlm.program.baselines import BASELINES
 from fleet_rlm.program.bundle import load, save
@@ -418,6 +421,20 @@ def test_every_baseline_can_be_rebuilt_with_what_it_learned(name):
     assert state_digest(copy) != state_digest(program)
     apply_state(copy, dump_state(program))
     assert state_digest(copy) == state_digest(program)
+
+
+def test_a_command_line_shows_the_warning_however_the_folder_is_spelt(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with simulated():
+        save(RLM(AnswerQuery), "champion")
+    Path("notes.txt").write_text("The access code for Halcyon-37 is 1234567.\n" * 40)
+    query = "What is the current access code for Halcyon-37? Answer with the code only."
+    words = ["run", "--program", "champion", "--context", "notes.txt", "--query", query]
+    monkeypatch.setattr(sys, "argv", ["fleet-rlm", *words])
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        warnings.simplefilter("default")  # the suite turns warnings into errors
+        fleet()
+    assert "warning: champion was compiled on a simulated model" in capfd.readouterr().err
 
 
 def test_the_chat_agent_itself_is_a_bundle(tmp_path):

@@ -221,9 +221,13 @@ def test_one_failed_sub_query_of_a_batch_leaves_the_others():
 
 
 def test_generated_code_cannot_build_agents_of_its_own():
-    codes = ["import dspy\nprint(dspy.Predict)", "SUBMIT('x')"]
-    found = ask(make_rlm(), scripted_lm(lambda _, n: action(codes[n - 1])))
-    assert "Error" in found.trajectory[0]["output"] or "__dspy" not in str(found.trajectory)
+    # Stock dspy installs functions with which code builds agents and sandboxes on the host.
+    code = "SUBMIT(str([name for name in globals() if 'dspy' in name]))"
+    lm = scripted_lm(lambda *_: action(code))
+    assert ask(make_rlm(), lm).answer == "[]"
+    stock = dspy.RLM("context, query -> answer", interpreter_factory=LocalInterpreter)
+    assert "__dspy_construct__" in ask(stock, lm).answer
+    assert "Sub-agents" not in lm.engine.prompts[0]
 
 
 def test_the_asynchronous_call_gives_the_same():

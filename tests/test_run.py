@@ -309,27 +309,34 @@ def test_the_environment_names_a_model(project, run):
     assert set(limits) == {4000}
 
 
-def test_a_failing_provider_is_a_typed_error_and_exit_4_never_a_zero(project, run):
+def test_an_outage_is_a_typed_error_and_exit_4_never_a_zero_and_can_be_retried(project, run):
+    outage = [True]
+
     def fault(number):
-        return 500, error_body("boom", "server_error")
+        return (500, error_body("boom", "server_error")) if outage else None
 
     with openai_server(fault) as server:
         words = ("needle", *SMALL, "--json", "--api-base", server.url, "--set", "questions=1")
-        done = run(*words, "--model", "openai/gpt-4o-mini")
-        summary = json.loads(done.stdout)
+        words = (*words, "--model", "openai/gpt-4o-mini")
+        done = run(*words)
+        outage.clear()
+        asked = len(server.requests)
+        settled = run(*words)
+        assert len(server.requests) == asked
+        again = run(*words, "--retry-errors")
+    summary = json.loads(done.stdout)
     assert done.returncode == 4
     assert "coverage 0% is below 80%" in done.stderr
     assert "Traceback" not in done.stderr
     assert (summary["score"], summary["coverage"], summary["errors"]) == (None, 0.0, 1)
-    (record,) = records(only_run(project))
-    assert record["error"]["boundary"] == "provider"
-    assert record["score"] is None
-    with openai_server() as server:
-        again = run(
-            *("needle", *SMALL, "--json", "--api-base", server.url, "--set", "questions=1"),
-            *("--model", "openai/gpt-4o-mini", "--retry-errors", "--out", str(only_run(project))),
-        )
-    assert again.returncode in {0, 2}
+    failed, retried = records(only_run(project))
+    assert failed["error"]["boundary"] == "provider"
+    assert failed["score"] is None
+    assert settled.returncode == 4
+    assert again.returncode == 0, again.stderr
+    assert retried["error"] is None
+    assert retried["sample"] == failed["sample"]
+    assert json.loads(again.stdout)["coverage"] == 1.0
 
 
 def test_a_refused_key_stops_the_run_and_leaves_everything_owed(project, run):

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from fleet_rlm.errors import Exit, FleetError, nearest
+from fleet_rlm.errors import Exit, FleetError, FleetWarning, nearest
 
 
 def make_app(help_text: str) -> typer.Typer:
@@ -54,7 +54,7 @@ def run_app(app: typer.Typer, program: str) -> None:
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # Ours are for the user; a library's are for its own developers.
-    if category is UserWarning and str(message).startswith(("fleet-rlm", "/", "runs")):
+    if issubclass(category, FleetWarning):
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 

@@ -23,7 +23,7 @@ import dspy
 from dspy.primitives.code_interpreter import resolve_interpreter_factory
 
 from fleet_rlm import __version__
-from fleet_rlm.errors import UsageError
+from fleet_rlm.errors import FleetWarning, UsageError
 from fleet_rlm.lm.connect import Kind
 from fleet_rlm.lm.simulated import LABEL, SimulatedEngine
 from fleet_rlm.program.manifest import (
@@ -143,13 +143,13 @@ def load(path: str | Path, *, tools: Sequence[Callable[..., Any] | dspy.Tool] = 
         raise UsageError(f"{folder}: {error.message}", fix=error.fix) from None
     setattr(program, _ORIGIN, Origin(manifest.bundle, manifest.model_kind))
     if manifest.model_kind == "simulated":
-        warnings.warn(f"{folder} was compiled on a {LABEL}.", UserWarning, stacklevel=2)
+        warnings.warn(f"{folder} was compiled on a {LABEL}.", FleetWarning, stacklevel=2)
     made_with = manifest.versions.get("dspy", "")
     if made_with.split(".")[:2] != dspy.__version__.split(".")[:2]:
         warnings.warn(
             f"{folder} was saved with dspy {made_with}, here is {dspy.__version__}:"
             " prompts may be worded differently.",
-            UserWarning,
+            FleetWarning,
             stacklevel=2,
         )
     return program

@@ -74,6 +74,8 @@ def evaluate(
 ) -> Run:
     """Score a program on a suite and store the run; the same call again resumes it.
 
+    The run folder is all that is written; only the command line mirrors runs to MLflow.
+
     Args:
         program: a name that `--program` takes, or a `dspy.Module` that takes `context` and `query`
             and gives `answer`.
