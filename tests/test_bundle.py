@@ -431,9 +431,10 @@ def test_a_command_line_shows_the_warning_however_the_folder_is_spelt(tmp_path, 
     query = "What is the current access code for Halcyon-37? Answer with the code only."
     words = ["run", "--program", "champion", "--context", "notes.txt", "--query", query]
     monkeypatch.setattr(sys, "argv", ["fleet-rlm", *words])
-    with warnings.catch_warnings(), pytest.raises(SystemExit):
+    with warnings.catch_warnings():
         warnings.simplefilter("default")  # the suite turns warnings into errors
-        fleet()
+        with pytest.raises(SystemExit):
+            fleet()
     assert "warning: champion was compiled on a simulated model" in capfd.readouterr().err
 
 

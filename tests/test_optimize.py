@@ -4,13 +4,21 @@ import json
 import subprocess
 import sys
 
+import dspy
 import pytest
+from scripted import scripted_lm
 
 import fleet_rlm
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import UsageError
+from fleet_rlm.errors import ProgramError, UsageError
+from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.program.find import find_program
+from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.project import find_content
+from fleet_rlm.runner.attempt import Bench
 from fleet_rlm.runner.progress import make_progress
+from fleet_rlm.sandbox.redact import Redactor
+from fleet_rlm.search.bootstrap import bootstrap
 from fleet_rlm.search.job import prepare, run_job
 from fleet_rlm.search.recipe import Recipe, load_recipe
 from fleet_rlm.search.split import split
@@ -95,6 +103,20 @@ def test_a_job_compiles_compares_and_resumes_for_nothing(tmp_path, monkeypatch):
     files = {p: p.read_bytes() for p in (tmp_path / "job").rglob("records.jsonl")}
     assert run().to_json() == first.to_json()
     assert all(path.read_bytes() == before for path, before in files.items())
+
+
+def test_an_outage_ends_the_compilation_and_is_not_taken_for_a_lack_of_successes(plan):
+    lm = scripted_lm(lambda *_: dspy.LMServerError("down"))
+    bench = Bench(
+        program=find_program("direct").make("", ProgramSettings()),
+        root=lm,
+        sub=lm,
+        limits=Limits(),
+        redactor=Redactor(),
+        interpreter_factory=None,
+    )
+    with pytest.raises(ProgramError, match="compiling with bootstrap: LMServerError"):
+        bootstrap(bench, plan[:3], Recipe(**SMALL), Ledger())
 
 
 def test_the_command_prints_only_its_result_on_stdout(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import dspy
 
+from fleet_rlm.errors import ProgramError, boundary
 from fleet_rlm.ledger import Ledger
 from fleet_rlm.runner.attempt import Bench, bench_context, headline_score
 from fleet_rlm.search.recipe import Recipe
@@ -31,6 +32,10 @@ def bootstrap(
 
     Returns:
         A compiled copy; demos hold a preview of the context, never the whole.
+
+    Raises:
+        ProgramError: a model, the sandbox or the program failed; nothing is kept, so that the same
+            command tries again.
     """
     planned = {sample.id: sample for sample in samples}
 
@@ -43,11 +48,17 @@ def bootstrap(
         metric_threshold=recipe.threshold,
         max_bootstrapped_demos=recipe.demos,
         max_labeled_demos=0,
-        max_errors=len(samples),
+        max_errors=1,  # an outage must not pass for a program that has no successes
     )
+    examples = [_example(sample) for sample in samples]
     # The optimizer prints and draws bars of its own; stdout is for the result.
-    with bench_context(bench, ledger), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        compiled = optimizer.compile(bench.program, trainset=[_example(s) for s in samples])
+    with (
+        boundary(ProgramError, "compiling with bootstrap"),
+        bench_context(bench, ledger),
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+    ):
+        compiled = optimizer.compile(bench.program, trainset=examples)
     # A compiled child would be frozen, and left out of the state, inside a larger program.
     compiled._compiled = False
     return compiled
