@@ -147,7 +147,7 @@ def test_a_failing_stream_ends_in_one_error_and_makes_no_second_call():
 def test_a_limit_ends_a_stream_with_what_there_is():
     steps = iter([call("list_documents"), fields(assistant_response="partial")])
     lm = scripted_lm(lambda *_: next(steps))
-    with dspy.context(fleet_ledger=Ledger(Limits(wall_s=None, tokens=15))):
+    with dspy.context(fleet_ledger=Ledger(Limits(tokens=15))):
         events = drain(make_agent(), lm)
     end = only_end(events)
     assert (end.kind, end.text, end.payload["stop"]) == ("final", "partial", "tokens")

@@ -28,7 +28,11 @@ class Price:
         fresh = input_tokens - cached_tokens
         usd = fresh * self.input + cached_tokens * self.cached_input + output_tokens * self.output
         return Usage(
-            calls=1, input_tokens=input_tokens, output_tokens=output_tokens, usd=usd / 1_000_000
+            calls=1,
+            input_tokens=input_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=output_tokens,
+            usd=usd / 1_000_000,
         )
 
 

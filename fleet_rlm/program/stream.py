@@ -25,7 +25,7 @@ from fleet_rlm.program.events import (
     Event,
     emit,
 )
-from fleet_rlm.program.queries import SHOWN_CHARS
+from fleet_rlm.program.trail import SHOWN_CHARS
 
 WAITING = 256
 """Events that wait for a slow reader before the program itself has to wait."""

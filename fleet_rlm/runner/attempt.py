@@ -80,7 +80,7 @@ class Reply(NamedTuple):
     """"submitted", "answered", or why it ended before that."""
 
     steps: list[dict[str, Any]]
-    """Turns with the REPL: reasoning, code, output."""
+    """Turns with the REPL, as `trail.Step`; what another program calls its trajectory."""
 
     reasoning: str
 
@@ -133,9 +133,7 @@ def attempt(job: Job, bench: Bench) -> Outcome:
             "answer": clean(reply.answer),
             "stop": record.stop,
             "reasoning": clean(reply.reasoning),
-            "steps": [
-                {name: clean(str(text)) for name, text in step.items()} for step in reply.steps
-            ],
+            "steps": bench.redactor.clean_data(reply.steps),
         },
         misconfigured=clean(one_line(str(cause))) if isinstance(cause, MISCONFIGURED) else None,
     )
@@ -155,7 +153,7 @@ def ask(bench: Bench, inputs: Mapping[str, Any], ledger: Ledger) -> Reply:
     return Reply(
         answer="" if (answer := found.get("answer")) is None else str(answer),
         stop=str(found.get("stop") or "answered"),
-        steps=list(found.get("trajectory") or []),
+        steps=list(found.get("trail") or found.get("trajectory") or []),
         reasoning=str(found.get("final_reasoning") or found.get("reasoning") or ""),
     )
 

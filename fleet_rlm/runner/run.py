@@ -165,7 +165,8 @@ def _interpreter_factory(arm: Arm) -> Callable[[], Any]:
 
     if arm.sandbox is None:
         raise UsageError(f"Program {arm.program!r} runs code and needs a sandbox.")
-    seconds = min(CELL_SECONDS, arm.limits.wall_s or CELL_SECONDS)
+    limits = arm.limits
+    seconds = min(CELL_SECONDS, *filter(None, (limits.working_s, limits.wall_s)))
     return LocalInterpreter.factory(level=arm.sandbox.name, timeout=seconds)
 
 

@@ -116,12 +116,7 @@ def _usage(records: Iterable[Record]) -> dict[str, Any]:
     by_role: dict[str, Usage] = {}
     for record in records:
         for role, spent in record.usage.items():
-            usage = Usage(
-                calls=int(spent["calls"]),
-                input_tokens=int(spent["input_tokens"]),
-                output_tokens=int(spent["output_tokens"]),
-                usd=float(spent["usd"]),
-            )
+            usage = Usage.from_json(spent)
             by_role[role] = by_role.get(role, Usage()) + usage
     total = sum(by_role.values(), Usage())
     return {

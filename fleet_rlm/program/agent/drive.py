@@ -7,13 +7,11 @@ import contextvars
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from dspy.utils.callback import BaseCallback
 
-from fleet_rlm.ledger import Ledger, Limits, Role, Usage
 from fleet_rlm.program.events import Cancelled, CancelScope
 
 T = TypeVar("T")
@@ -51,38 +49,6 @@ class Guard(BaseCallback):
             self._scope.check()
         except Cancelled as error:
             raise Stopped from error
-
-
-class TurnLedger(Ledger):
-    """One turn's spending, booked in the caller's ledger too and held to the limits of both.
-
-    Args:
-        limits: of the turn.
-        parent: the ledger of the sample that the turn is part of, if any.
-    """
-
-    def __init__(self, limits: Limits, parent: Ledger | None) -> None:
-        super().__init__(limits)
-        self._parent = parent
-
-    def book(self, role: Role, usage: Usage) -> None:
-        super().book(role, usage)
-        if self._parent is not None:
-            self._parent.book(role, usage)
-
-    def check(self) -> None:
-        super().check()
-        if self._parent is not None:
-            self._parent.check()
-
-    @contextmanager
-    def grace(self) -> Iterator[None]:
-        with super().grace():
-            if self._parent is None:
-                yield
-                return
-            with self._parent.grace():
-                yield
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:

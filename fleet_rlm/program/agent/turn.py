@@ -22,9 +22,9 @@ from fleet_rlm.errors import (
     boundary,
     nearest,
 )
-from fleet_rlm.ledger import Limits
+from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
-from fleet_rlm.program.agent.drive import Guard, Stopped, TurnLedger, in_thread
+from fleet_rlm.program.agent.drive import Guard, Stopped, in_thread
 from fleet_rlm.program.agent.events import StreamEvent
 from fleet_rlm.program.agent.prompt import (
     FINISH,
@@ -107,7 +107,7 @@ class Turn:
         self._guard = Guard(self._scope)
         self._is_cancelled = False
         self._voice = Voice(agent, self._guard.check, trace=trace)
-        self._ledger = TurnLedger(Limits(wall_s=agent.timeout), current_ledger())
+        self._ledger = Ledger(Limits(working_s=None, wall_s=agent.timeout), parent=current_ledger())
         self._steps: list[Step] = []
 
     def cancel(self) -> None:
