@@ -129,6 +129,11 @@ class Ledger:
         self._waits_since = 0.0
         self._lock = threading.Lock()
 
+    def restart(self) -> None:
+        """Let the time limits count from now."""
+        with self._lock:
+            self._started = self._clock()
+
     def branch(self) -> Ledger:
         """An account inside of this one, without limits of its own."""
         return Ledger(parent=self, clock=self._clock)

@@ -11,8 +11,8 @@ from scripted import action, fields, scripted_lm
 
 from fleet_rlm import LocalInterpreter
 from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.lm.cancel import Cancelled, CancelScope
 from fleet_rlm.program.agent.events import KINDS, TERMINAL, StreamEvent, TurnState
-from fleet_rlm.program.events import Cancelled, CancelScope
 
 SOON_S = 1.0
 ENDLESS = "import time\nwhile True:\n    time.sleep(0.01)"

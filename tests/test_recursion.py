@@ -14,8 +14,9 @@ from scripted import action, fields, scripted_lm
 from fleet_rlm import RLM, LocalInterpreter
 from fleet_rlm.errors import DataError
 from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.lm.cancel import Cancelled, CancelScope
 from fleet_rlm.program.context_ref import ContextRef
-from fleet_rlm.program.events import Cancelled, CancelScope, Event
+from fleet_rlm.program.events import Event
 from fleet_rlm.program.stream import astream, stream
 
 CONTEXT = "The door code is 4711. " * 200

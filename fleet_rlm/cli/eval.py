@@ -68,10 +68,20 @@ def run(
     sub_price: Annotated[
         str | None, typer.Option(metavar="IN/OUT", help="The same for the sub-model.")
     ] = None,
+    allow_unpriced: Annotated[
+        bool, typer.Option("--allow-unpriced", help="Run a model whose price nobody knows.")
+    ] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
-    max_tokens: Annotated[
+    max_completion_tokens: Annotated[
         int | None, typer.Option(help="Longest completion. [env: DSPY_LM_MAX_TOKENS]")
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest wait for one reply. [default: 600]"),
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Let dspy's cache answer calls made before.")
+    ] = False,
     corpus: Annotated[
         str | None,
         typer.Option(metavar="GLOB", help="Your own text files to plant questions in."),
@@ -90,12 +100,23 @@ def run(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
     concurrency: options.Concurrency = None,
+    workers: options.Workers = None,
     sandbox: options.Sandbox = None,
     iterations: Annotated[int | None, typer.Option(help="Turns with the REPL, a sample.")] = None,
     sub_calls: Annotated[int | None, typer.Option(help="Sub-queries, a sample.")] = None,
-    wall: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: 600]")
+    working: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Working time, a sample; waits for a rate limit do not count. [default: 600]",
+        ),
     ] = None,
+    wall: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: none]")
+    ] = None,
+    max_usd: options.MaxUsd = None,
+    max_tokens: options.MaxTokens = None,
+    max_seconds: options.MaxSeconds = None,
     min_coverage: Annotated[
         float | None,
         typer.Option(help="Exit 4 when a smaller share of samples has a score. [default: 0.8]"),
@@ -126,9 +147,12 @@ def run(
                 "sub_model": sub_model,
                 "api_base": api_base,
                 "temperature": temperature,
-                "max_tokens": max_tokens,
+                "max_completion_tokens": max_completion_tokens,
+                "timeout_s": timeout,
+                "cache": cache or None,
                 "sandbox": sandbox,
                 "concurrency": concurrency,
+                "workers": workers,
                 "min_coverage": min_coverage,
                 "mlflow": False if no_mlflow else None,
             },
@@ -141,6 +165,11 @@ def run(
             iterations=iterations,
             sub_calls=sub_calls,
             wall_s=wall,
+            working_s=working,
+            max_usd=max_usd,
+            max_tokens=max_tokens,
+            max_seconds=max_seconds,
+            allow_unpriced=allow_unpriced,
             retry_errors=retry_errors,
             out=out,
             display=display,

@@ -36,6 +36,10 @@ class Price:
         )
 
 
+UNPRICED = Price(input=0.0, output=0.0, cached_input=0.0, source="unknown")
+"""Of a model whose price nobody gave: its dollars are unknown, not nothing."""
+
+
 def parse_price(text: str) -> Price:
     """`"0.25/2"` -> dollars per million input and output tokens.
 
@@ -68,7 +72,8 @@ def find_price(model: str) -> Price:
     if not entry or "input_cost_per_token" not in entry:
         raise UsageError(
             f"No price is known for model {model!r}, so dollars could not be counted.",
-            fix="--price INPUT/OUTPUT (dollars per million tokens; 0/0 for a model of your own)",
+            fix="--price INPUT/OUTPUT (dollars per million tokens; 0/0 for a model of your own),"
+            " or --allow-unpriced",
         )
     per_token = float(entry["input_cost_per_token"])
     cached = entry.get("cache_read_input_token_cost")

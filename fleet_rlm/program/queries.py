@@ -12,7 +12,8 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import format_error_for_lm
 
-from fleet_rlm.program.events import check_cancelled, emit
+from fleet_rlm.lm.cancel import check_cancelled
+from fleet_rlm.program.events import emit
 from fleet_rlm.program.recursion import RecursionSettings
 from fleet_rlm.program.trail import SHOWN_CHARS, LlmQuery, Query, account, cut, digest
 

@@ -25,16 +25,10 @@ from dspy.utils.exceptions import (
 )
 
 from fleet_rlm.errors import LimitReached
+from fleet_rlm.lm.cancel import cancel_scope, check_cancelled
 from fleet_rlm.lm.metered import current_ledger
 from fleet_rlm.program.context_ref import ContextRef
-from fleet_rlm.program.events import (
-    DEPTH_SETTING,
-    EVENTS_SETTING,
-    cancel_scope,
-    check_cancelled,
-    depth,
-    emit,
-)
+from fleet_rlm.program.events import DEPTH_SETTING, EVENTS_SETTING, depth, emit
 from fleet_rlm.program.history import DEEPEST, compact
 from fleet_rlm.program.queries import SUB_LM_SETTING, Budget, Queries, QueryRefused
 from fleet_rlm.program.recursion import RecursionSettings

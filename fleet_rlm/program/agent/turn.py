@@ -23,8 +23,10 @@ from fleet_rlm.errors import (
     nearest,
 )
 from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope, cancel_scope
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
-from fleet_rlm.program.agent.drive import Guard, Stopped, in_thread
+from fleet_rlm.lm.threads import in_thread
+from fleet_rlm.program.agent.drive import Guard, Stopped
 from fleet_rlm.program.agent.events import StreamEvent
 from fleet_rlm.program.agent.prompt import (
     FINISH,
@@ -36,13 +38,7 @@ from fleet_rlm.program.agent.prompt import (
 from fleet_rlm.program.agent.roots import Refused
 from fleet_rlm.program.agent.state import ChatState
 from fleet_rlm.program.agent.voice import Voice
-from fleet_rlm.program.events import (
-    CANCEL_SETTING,
-    EVENTS_SETTING,
-    Cancelled,
-    CancelScope,
-    cancel_scope,
-)
+from fleet_rlm.program.events import EVENTS_SETTING
 from fleet_rlm.program.history import DEEPEST
 
 if TYPE_CHECKING:
