@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -198,9 +200,7 @@ class RLM(dspy.RLM):
         """The learned guidance followed by the protocol."""
         learned = self.generate_action.signature
         parts = [learned.instructions, self.render_protocol(factory, recursive=recursive)]
-        text = "\n\n".join(part for part in parts if part)
-        rendered: type[dspy.Signature] = learned.with_instructions(text)
-        return rendered
+        return _with_instructions(learned, "\n\n".join(part for part in parts if part))
 
     def _build_variables(self, **inputs: Any) -> list[REPLVariable]:
         variables = super()._build_variables(**inputs)
@@ -249,6 +249,8 @@ class _Run:
         self.history = REPLHistory(max_output_chars=program.max_output_chars)
         self.trail = Trail()
         self.depth = depth
+        self.child: RLM | None = None
+        self.lock = threading.Lock()
         self.compaction = 0
         self.restarts = 0
 
@@ -440,7 +442,7 @@ class _Run:
         # A trace of its own: optimizers must not take a child's steps for the root's.
         with account() as spent, dspy.context(lm=lm, trace=[], **{DEPTH_SETTING: below}):
             emit("child_start", query)
-            child = _Run(program.make_child(), self.factory, inputs, self.budget, depth=below)
+            child = _Run(self._child(), self.factory, inputs, self.budget, depth=below)
             try:
                 found = child.answer()
                 answer, stop = "" if found.answer is None else str(found.answer), found.stop
@@ -458,6 +460,13 @@ class _Run:
                 )
             emit("child_end", answer, stop=stop, turns=len(child.trail.steps))
         return answer
+
+    def _child(self) -> RLM:
+        """The program of all children: nothing that it is made of changes while they run."""
+        with self.lock:
+            if self.child is None:
+                self.child = self.program.make_child()
+            return self.child
 
     @contextmanager
     def _interruptible(self, repl: CodeInterpreter) -> Iterator[None]:
@@ -477,6 +486,13 @@ class _Run:
 
     def _trajectory(self) -> list[dict[str, str]]:
         return [entry.model_dump() for entry in self.history]
+
+
+@functools.lru_cache(256)
+def _with_instructions(learned: type[dspy.Signature], text: str) -> type[dspy.Signature]:
+    # A signature is a pydantic class: making one takes a millisecond, and samples share it.
+    rendered: type[dspy.Signature] = learned.with_instructions(text)
+    return rendered
 
 
 def _usual(factory: InterpreterFactory) -> InterpreterFactory:

@@ -24,6 +24,7 @@ from fleet_rlm.errors import (
     one_line,
 )
 from fleet_rlm.ledger import Ledger, Limits, Purse
+from fleet_rlm.lm.adapter import LeanChatAdapter
 from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope
 from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.program.queries import SUB_LM_SETTING
@@ -291,6 +292,8 @@ def bench_context(bench: Bench, ledger: Ledger) -> Iterator[None]:
     shared: dict[str, Any] = {LEDGER_SETTING: ledger, SUB_LM_SETTING: bench.sub}
     if bench.interpreter_factory is not None:
         shared["interpreter_factory"] = bench.interpreter_factory
+    if dspy.settings.adapter is None:
+        shared["adapter"] = LeanChatAdapter()
     # A global trace would keep every prompt of every sample alive; optimizers open their own.
     with dspy.context(lm=bench.root, trace=[], **shared):
         yield
