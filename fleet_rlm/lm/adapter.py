@@ -46,11 +46,11 @@ class LeanChatAdapter(dspy.ChatAdapter):
         return "\n\n".join([*parts, suffix]).strip()
 
 
-@functools.cache
-def _system_message(signature: type[dspy.Signature]) -> str:
+@functools.lru_cache(REMEMBERED)
+def _system_message(signature: Any) -> str:
     return str(_STOCK.format_system_message(signature))
 
 
-@functools.cache
-def _requirements(signature: type[dspy.Signature]) -> str:
+@functools.lru_cache(REMEMBERED)
+def _requirements(signature: Any) -> str:
     return str(_STOCK.user_message_output_requirements(signature))
