@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from fleet_rlm.errors import DataError
 from fleet_rlm.lexicon import SUBJECT_OF, SUBJECTS
 from fleet_rlm.suites.corpus import Corpus, read_corpus
-from fleet_rlm.suites.generators import GENERATORS, aggregate
+from fleet_rlm.suites.generators import GENERATORS, aggregate, bank, counting
+from fleet_rlm.suites.generators import rows as lines_of
 from fleet_rlm.suites.generators.base import Order, spread
 from fleet_rlm.suites.prose import Prose
 from fleet_rlm.suites.tokens import count_tokens
@@ -33,7 +34,7 @@ def build(name, *, length=4000, seed=0, window=0, questions=4, source=None, **pa
         questions=questions,
         source=source or Prose(),
     )
-    return generator.build(order, generator.params(**params))
+    return generator.draft(order, generator.params(**params)).window()
 
 
 def short_sha(text):
@@ -99,7 +100,7 @@ def read_rows(context):
         assert not [label for label in SUBJECTS if label in line.lower()]
         rows.append((user, SUBJECT_OF[word]))
     labels = sorted({label for _, label in rows})
-    assert header == aggregate.HEADER.format(n=len(rows), labels=", ".join(labels))
+    assert header == lines_of.HEADER.format(n=len(rows), labels=", ".join(labels))
     return rows
 
 
@@ -235,7 +236,7 @@ def test_aggregate_answers_are_balanced():
         for question in window.questions:
             gold[question.kind][question.gold[0]] += 1
     assert gold["most_common"] == dict.fromkeys(SUBJECTS, 2)
-    assert gold["compare"] == dict.fromkeys(aggregate.OUTCOMES, 4)
+    assert gold["compare"] == dict.fromkeys(counting.OUTCOMES, 4)
     assert gold["count_user"]["0"] == 0
     assert len(gold["count"]) > 6
 
@@ -255,10 +256,10 @@ def test_aggregate_mix_is_skewed_and_users_differ():
 
 
 def test_aggregate_frames_hold_no_other_word_of_the_lexicon():
-    assert len(aggregate.FRAMES) >= 16
-    text = " ".join((*aggregate.FRAMES, *aggregate.TAILS)).lower()
+    assert len(bank.FRAMES) >= 16
+    text = " ".join((*bank.FRAMES, *bank.TAILS)).lower()
     assert [word for word in (*SUBJECTS, *SUBJECT_OF) if word in text] == []
-    assert all(frame.count("{word}") == 1 for frame in aggregate.FRAMES)
+    assert all(frame.count("{word}") == 1 for frame in bank.FRAMES)
 
 
 def test_fewer_labels_are_possible():

@@ -5,8 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-AnswerType = Literal["exact", "set", "number", "label", "comparison"]
-"""How an answer is read: one value, a set of values, an integer, an option, a comparison phrase."""
+AnswerType = Literal[
+    "exact",
+    "set",
+    "any",
+    "number",
+    "label",
+    "comparison",
+    "user",
+    "date",
+    "month_year",
+    "pairs",
+    "text",
+]
+"""How an answer is read: one value, a set of values, any one of several, an integer, an option, a
+comparison phrase, a user's number, a day as MM/DD/YYYY, a month, pairs of users, a verbatim text.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

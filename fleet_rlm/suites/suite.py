@@ -93,7 +93,7 @@ class Suite:
                 "windows": task.windows,
                 "questions": task.questions,
                 "headline": task.headline,
-                "params": task.params.model_dump(mode="json"),
+                "params": task.params.identity(),
             }
             for task in self.tasks
         ]
