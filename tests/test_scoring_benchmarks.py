@@ -20,7 +20,6 @@ from fleet_rlm.scoring import (
 from tests.shared_data import shared_data
 
 
-
 def vectors(name):
     return json.loads(shared_data(f"vectors/{name}").read_text(encoding="utf-8"))
 

@@ -7,8 +7,6 @@ first full stop is not read.
 
 from __future__ import annotations
 
-from itertools import permutations
-
 _PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _YES_NO = ("no", "yes")
 
@@ -22,7 +20,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "qa14": ("bedroom", "cinema", "kitchen", "office", "park", "school"),
     "qa15": ("cat", "mouse", "sheep", "wolf"),
     "qa16": ("gray", "green", "white", "yellow"),
-    "qa19": tuple(f"{a},{b}" for a, b in permutations("nsew", 2) if {a, b} not in ({"n", "s"}, {"e", "w"})),
+    "qa19": ("e,e", "e,n", "e,s", "n,e", "n,n", "n,w", "s,e", "s,s", "s,w", "w,n", "w,s", "w,w"),
     "qa20": ("bedroom", "bored", "garden", "hungry", "kitchen", "thirsty", "tired"),
 }  # fmt: skip
 """Task -> every answer that it knows."""

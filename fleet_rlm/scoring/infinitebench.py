@@ -7,6 +7,7 @@ reproduces the published table with them.
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -16,9 +17,10 @@ Label = str | int | float
 _DIGITS = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"\d+\.\d+|\d+")
 _CHINESE = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】"
+    "〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
-_NO_CHINESE = str.maketrans("", "", _CHINESE + "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+_NO_MARKS = str.maketrans("", "", _CHINESE + string.punctuation)
 
 
 def first_digits(output: str, gold: Sequence[Label]) -> float:
@@ -154,4 +156,4 @@ def _single_spaces(text: str) -> str:
 
 
 def _characters(text: str) -> str:
-    return "".join(text.lower().translate(_NO_CHINESE).split())
+    return "".join(text.lower().translate(_NO_MARKS).split())

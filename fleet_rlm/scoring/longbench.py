@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 
-_FORMS = tuple(map(re.compile, (r"The correct answer is \(([A-D])\)", r"The correct answer is ([A-D])")))  # fmt: skip
+_FORMS = (
+    re.compile(r"The correct answer is \(([A-D])\)"),
+    re.compile(r"The correct answer is ([A-D])"),
+)
 _BARE = re.compile(r"\s*[\[(]?([A-Da-d])[\])]?\s*\.?\s*")
 
 

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import cast
 
 from fleet_rlm.errors import ScorerError, boundary, nearest
 from fleet_rlm.scoring import oolong, robust, ruler
+from fleet_rlm.scoring.library import LIBRARY
 from fleet_rlm.scoring.robust import Judged
-
-
-class Asked(Protocol):
-    """What a rule reads of a question; `fleet_rlm.suites.sample.Question` is one."""
-
-    @property
-    def query(self) -> str: ...
-    @property
-    def gold(self) -> tuple[str, ...]: ...
-    @property
-    def answer_type(self) -> str: ...
-    @property
-    def options(self) -> tuple[str, ...]: ...
+from fleet_rlm.scoring.rule import Asked, Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +32,6 @@ class Score:
     """
 
 
-class Rule(NamedTuple):
-    official: Callable[[str, Asked], float]
-    robust: Callable[[str, Asked], Judged]
-
-
 def score(answer: object, question: Asked, *, task_rule: str) -> Score:
     """Score one answer.
 
@@ -60,7 +44,7 @@ def score(answer: object, question: Asked, *, task_rule: str) -> Score:
         ScorerError: an unknown rule, a gold answer that the rule cannot read, or its own failure.
     """
     rule = _rule(task_rule)
-    if not any(question.gold):
+    if not any(question.gold) and not (rule.empty_gold and not question.gold):
         raise ScorerError(f"scoring by {task_rule}: the question has no gold answer")
     with boundary(ScorerError, f"scoring by {task_rule}"):
         if not isinstance(answer, str) or not answer.strip():
@@ -158,5 +142,6 @@ RULES: dict[str, Rule] = {
     "needle": Rule(_ruler, _code),
     "variables": Rule(_ruler, _names),
     "aggregate": Rule(_oolong, _counted),
+    **LIBRARY,
 }
 """RULER's rule beside a whole-code match and a set F1; OOLONG's beside form-tolerant readings."""
