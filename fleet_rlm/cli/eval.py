@@ -22,7 +22,7 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, run, compare, view. Details: fleet-eval COMMAND --help
+Commands: list, show, run, compare, view, conformance. Details: fleet-eval COMMAND --help
 """
 
 
@@ -174,6 +174,19 @@ def view(
     from fleet_rlm.cli.run import view_command
 
     return view_command(Path.cwd(), port=port, open_browser=not no_browser)
+
+
+@app.command()
+def conformance(
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Published model outputs, at any depth.")
+    ],
+    as_json: options.AsJson = False,
+) -> int:
+    """Reproduce InfiniteBench's and BABILong's published scores from real model outputs."""
+    from fleet_rlm.cli.conformance import conformance_command
+
+    return conformance_command(data, as_json=as_json)
 
 
 def main() -> None:
