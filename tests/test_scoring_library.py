@@ -62,7 +62,7 @@ NODES = ask(["a1", "b2"], "set")
 SET = ask(["New York", "LA"], "set")
 QUOTE = ask(["HHHome again.", "HHH"], "sequence")
 BABI = ask("two", kind="qa7", query="How many objects is Mary carrying?")
-PLACE = ask("kitchen", kind="qa1", query="Where is Mary?")
+PLACE = ask("kitchen", kind="qa1", query="Say 'kitchen' or 'garden'.\nQuestion: Where is Mary?")
 PAIRS = ask(["(11, 22)", "(11, 33)"], "set")
 
 

@@ -100,7 +100,11 @@ def print_suites(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         lengths = ", ".join(map(short_length, row["lengths"]))
         about = row["description"]
         table.add_row(
-            row["name"], str(row["samples"]), str(row["contexts"]), lengths, row["origin"], about
+            row["name"],
+            *(str(row[key] or "not fetched") for key in ("samples", "contexts")),
+            lengths,
+            row["origin"],
+            about,
         )
     console.print(table)
 

@@ -99,7 +99,12 @@ def _babilong_robust(answer: str, question: Asked) -> Judged:
     wanted = target.split(",") if target not in known else [target]
     words = {word: label for word, label in _NUMBER_WORDS.items() if label in known}
     words |= {word: label for word, label in _SPELLED.items() if label in known}
-    return ours.labels(answer, wanted, known, question.query, words)
+    return ours.labels(answer, wanted, known, _bare_question(question), words)
+
+
+def _bare_question(question: Asked) -> str:
+    # The instruction before it names labels that the question does not.
+    return question.query.rpartition("Question: ")[2]
 
 
 def _letter(question: Asked) -> str:
@@ -126,6 +131,10 @@ def _infinitebench_robust(answer: str, question: Asked) -> Judged:
         case _:
             share = infinitebench.RULES[question.kind](robust.decisive(answer), gold)
             return Judged(share, "" if share == 1 else "the values go wrong after that share")
+
+
+def _unjudged(answer: str, question: Asked) -> float:
+    raise ScorerError("scoring by judged: the official score takes a judge, and there is none")
 
 
 def _holds(rule: Callable[..., float]) -> Callable[[str, Asked], float]:
@@ -158,12 +167,13 @@ LIBRARY: dict[str, Rule] = {
         lambda answer, q: ours.quotation(answer, *q.gold),
     ),
     "babilong": Rule(
-        lambda answer, q: babilong.label_score(answer, _first(q), q.query, q.kind),
+        lambda answer, q: babilong.label_score(answer, _first(q), _bare_question(q), q.kind),
         _babilong_robust,
     ),
     "infinitebench": Rule(
         lambda answer, q: infinitebench.RULES[q.kind](answer, q.gold), _infinitebench_robust
     ),
+    "judged": Rule(_unjudged, lambda answer, q: ours.holds_any(answer, q.gold)),
     "exact": Rule(
         lambda answer, q: float(answer.strip() in q.gold),
         lambda answer, q: ours.exact(answer, q.gold),

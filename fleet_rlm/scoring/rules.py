@@ -10,6 +10,7 @@ from typing import cast
 from fleet_rlm.errors import ScorerError, boundary, nearest
 from fleet_rlm.scoring import oolong, robust, ruler
 from fleet_rlm.scoring.library import LIBRARY
+from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.scoring.robust import Judged
 from fleet_rlm.scoring.rule import Asked, Rule
 
@@ -38,7 +39,7 @@ def score(answer: object, question: Asked, *, task_rule: str) -> Score:
     Args:
         answer: what the program returned; anything but a non-empty string is a plain wrong answer.
         question: with its gold answer.
-        task_rule: a key of `RULES`.
+        task_rule: a key of `RULES`, or FILE.py:FUNCTION.
 
     Raises:
         ScorerError: an unknown rule, a gold answer that the rule cannot read, or its own failure.
@@ -100,6 +101,8 @@ def floor(blind: Iterable[Mapping[str, float]]) -> float:
 
 
 def _rule(name: str) -> Rule:
+    if ".py:" in name:
+        return OwnRule.parse(name).rule()
     if name not in RULES:
         raise ScorerError(f"No scoring rule {name!r}. {nearest(name, RULES)}")
     return RULES[name]

@@ -51,6 +51,11 @@ class PlannedSample:
 
     write: Callable[[], Window] = field(repr=False, compare=False)
     windows: WindowCache = field(repr=False, compare=False)
+    is_filled: bool = True
+    """Whether the context was written to its length; a fetched one is as long as it is."""
+
+    is_sealed: bool = False
+    """Whether its texts must reach no record, trajectory, trace or log."""
 
     def build(self) -> Sample:
         """The sample with its text. Thread-safe; questions of one window share one `context` string
@@ -73,7 +78,7 @@ class PlannedSample:
     def _checked_window(self) -> Window:
         with boundary(DataError, f"building {self.cluster}"):
             window = self.write()
-            if not FILL * self.length <= window.tokens <= self.length:
+            if self.is_filled and not FILL * self.length <= window.tokens <= self.length:
                 raise DataError(f"{self.cluster} has {window.tokens} tokens for {self.length}")
             if len(window.questions) <= self.question:
                 raise DataError(f"{self.cluster} has only {len(window.questions)} questions")
