@@ -22,7 +22,7 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, run, compare, view. Details: fleet-eval COMMAND --help
+Commands: list, show, fetch, run, compare, view, conformance. Details: fleet-eval COMMAND --help
 """
 
 
@@ -174,6 +174,36 @@ def view(
     from fleet_rlm.cli.run import view_command
 
     return view_command(Path.cwd(), port=port, open_browser=not no_browser)
+
+
+@app.command()
+def conformance(
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Published model outputs, at any depth.")
+    ],
+    as_json: options.AsJson = False,
+) -> int:
+    """Reproduce InfiniteBench's and BABILong's published scores from real model outputs."""
+    from fleet_rlm.cli.conformance import conformance_command
+
+    return conformance_command(data, as_json=as_json)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A suite, a dataset, or a manifest's path.")],
+    pin: Annotated[
+        bool, typer.Option(help="Take the current commit where a manifest names none.")
+    ] = False,
+    relock: Annotated[
+        bool, typer.Option(help="Accept what is there now in place of what was locked.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """Read a real benchmark, or data of your own, onto this machine, and lock it by digest."""
+    from fleet_rlm.cli.fetch import fetch_command
+
+    return fetch_command(Path.cwd(), name, pin=pin, relock=relock, as_json=as_json)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fleet_rlm.errors import DataError, UsageError, boundary, nearest
 from fleet_rlm.suites.generators.base import FILL, Draft, Order
-from fleet_rlm.suites.sample import Question, Sample, Window
+from fleet_rlm.suites.sample import AnyQuestion, Sample, Window
 from fleet_rlm.suites.tokens import TOKENIZER
 
 if TYPE_CHECKING:
@@ -51,8 +51,13 @@ class PlannedSample:
     headline: Headline
     """Which of the two scores is the record's score."""
 
-    draft: Callable[[], Draft] = field(repr=False, compare=False)
+    write: Callable[[], Draft] = field(repr=False, compare=False)
     windows: WindowCache = field(repr=False, compare=False)
+    is_filled: bool = True
+    """Whether the context was written to its length; a fetched one is as long as it is."""
+
+    is_sealed: bool = False
+    """Whether its texts must reach no record, trajectory, trace or log."""
 
     def build(self) -> Sample:
         """The sample with its text. Thread-safe; questions of one window share one `context` string
@@ -72,7 +77,7 @@ class PlannedSample:
             question=window.questions[self.question],
         )
 
-    def write_context(self, path: Path) -> Question:
+    def write_context(self, path: Path) -> AnyQuestion:
         """Write the context to a file as UTF-8, block by block, and give the question on it.
 
         A context that this plan does not hold in memory is not put there.
@@ -91,8 +96,8 @@ class PlannedSample:
             return self._checked_draft().window()
 
     def _checked_draft(self) -> Draft:
-        draft = self.draft()
-        if not FILL * self.length <= draft.tokens <= self.length:
+        draft = self.write()
+        if self.is_filled and not FILL * self.length <= draft.tokens <= self.length:
             raise DataError(f"{self.cluster} has {draft.tokens} tokens for {self.length}")
         if len(draft.questions) <= self.question:
             raise DataError(f"{self.cluster} has only {len(draft.questions)} questions")
@@ -155,7 +160,7 @@ def plan_task(task: Task, seed: int, source: Source, windows: WindowCache) -> li
             )
             key = _window_key(task, order)
             name = f"{task.name}-{length_label(length)}-{window}"
-            draft = partial(task.writer.draft, order, task.params)
+            write = partial(task.writer.draft, order, task.params)
             made.extend(
                 PlannedSample(
                     id=f"{name}.{question}-{key[:8]}",
@@ -167,7 +172,7 @@ def plan_task(task: Task, seed: int, source: Source, windows: WindowCache) -> li
                     question=question,
                     rule=task.rule,
                     headline=task.headline,
-                    draft=draft,
+                    write=write,
                     windows=windows,
                 )
                 for question in range(task.questions)

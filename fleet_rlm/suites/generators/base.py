@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from fleet_rlm.suites.passages import Source
-from fleet_rlm.suites.sample import Question, Window
+from fleet_rlm.suites.sample import AnyQuestion, Window
 
 FILL = 0.95
 """A window holds at least this share of its target length, and never more than all of it."""
@@ -68,7 +68,7 @@ class Draft:
     tokens: int
     """Length of the whole context in tokens, known before it is written."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[AnyQuestion, ...]
 
     def window(self) -> Window:
         """The window with its text in memory."""
