@@ -39,7 +39,7 @@ _EVENT = re.compile(
     rf"|(?:{'|'.join(GIVES)}) the (?P<gave>\w+) to (?P<whom>\w+))\.$",
     re.M,
 )
-_FORM = " Answer with one word or a list with commas, and nothing else."
+_FORM = " Answer with a single word, or with several words and commas between them."
 
 BabiTask = Literal["qa1", "qa2", "qa3", "qa4", "qa5", "qa7", "qa8"]
 
