@@ -34,6 +34,13 @@ class Prose:
         return False
 
 
+def sentences(rng: Random) -> Iterator[Passage]:
+    """Single sentences without end, each with its tokens at the beginning of a text."""
+    while True:
+        pieces = _sentence(rng, is_first=True)
+        yield Passage("".join(pieces), sum(map(_cost, pieces)))
+
+
 def _paragraphs(rng: Random) -> Iterator[Passage]:
     cost = _cost
     while True:

@@ -93,7 +93,7 @@ def _depth(order: Order, index: int) -> float:
 
 def _planted(order: Order, task: str) -> Draft:
     rng = order.rng("lines")
-    names = (key for key in words.keys(rng, long=False) if not order.source.holds(key))
+    names = (key for key in words.keys(rng) if not order.source.holds(key))
     wording, ask = (PASSKEY, ASK_PASSKEY) if task == "passkey" else (DIGITS, ASK_DIGITS)
     asked = []
     for index in range(order.questions):

@@ -19,7 +19,7 @@ from pydantic import Field
 from fleet_rlm.suites.generators import filling
 from fleet_rlm.suites.generators.base import Draft, Order, Params, spread
 from fleet_rlm.suites.generators.words import ADJECTIVES, NOUNS
-from fleet_rlm.suites.prose import Prose
+from fleet_rlm.suites.prose import sentences
 from fleet_rlm.suites.sample import Question
 from fleet_rlm.suites.tokens import count_tokens
 
@@ -32,7 +32,7 @@ FORMS = (
     "product review", "diary entry", "fable", "travel note",
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-_REQUEST_TOKENS = 40  # of one request with its labels and a sentence more, at most
+_REQUEST_TOKENS = 60  # of a request with its labels, and of one sentence, at most
 
 
 class MrcrParams(Params):
@@ -54,7 +54,7 @@ class Mrcr:
     params: ClassVar[type[Params]] = MrcrParams
 
     def min_length(self, params: MrcrParams, questions: int) -> int:
-        return max(1000, 2 * questions * params.needles * (params.text_tokens + 40))
+        return max(2500, 2 * questions * params.needles * (params.text_tokens + 40))
 
     def draft(self, order: Order, params: MrcrParams) -> Draft:
         rng = order.rng("lines")
@@ -68,9 +68,9 @@ class Mrcr:
         used = sum(map(count_tokens, own))
         others = (_turn(rng, *next(kinds), params.text_tokens) for _ in iter(int, 1))
         fillers, tokens = filling.fill(others, order.length - used)
-        left = order.length - used - tokens - _REQUEST_TOKENS
-        if left > 0:
-            last = _turn(rng, *next(kinds), left)
+        left = order.length - used - tokens
+        if left > _REQUEST_TOKENS:
+            last = _turn(rng, *next(kinds), left - _REQUEST_TOKENS // 2)
             tokens += count_tokens(last)
             fillers.append(last)
         made, places = _woven(order, fillers, needles)
@@ -115,9 +115,14 @@ def _kinds(rng: Random) -> Iterator[tuple[str, str]]:
 
 
 def _turn(rng: Random, form: str, topic: str, tokens: int) -> str:
-    passages = Prose().passages(rng, tokens)
-    text = " ".join(passage.text.strip() for passage in passages)
-    return f"User: Write a {form} about {topic}.\nAssistant: {text}\n\n"
+    """A request and the text for it: as many sentences as fit into `tokens`, and at least one."""
+    text = ""
+    for sentence in sentences(rng):
+        tokens -= sentence.tokens + 1  # a space before may cost one more
+        if text and tokens < 0:
+            return f"User: Write a {form} about {topic}.\nAssistant: {text}\n\n"
+        text = f"{text} {sentence.text}" if text else sentence.text
+    raise AssertionError("sentences have no end")
 
 
 def _woven(

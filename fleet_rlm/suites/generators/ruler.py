@@ -178,7 +178,11 @@ class Needle(NamedTuple):
 def _needles(rng: Random, kind: Needles, source: Source | None) -> Iterator[list[Needle]]:
     """The needles of one key at a time, of different keys and values."""
     values = words.uuids(rng) if kind.value == "uuids" else words.numbers(rng)
-    keys = words.uuids(rng) if kind.key == "uuids" else words.keys(rng, long=source is None)
+    keys = (
+        words.uuids(rng)
+        if kind.key == "uuids"
+        else words.keys(rng, nouns=3 if source is None else 1)
+    )
     for key in keys:
         if source is None or not source.holds(key):
             yield [

@@ -50,14 +50,16 @@ def distinct(rng: Random, space: int) -> Iterator[int]:
             yield turned
 
 
-def keys(rng: Random, *, long: bool) -> Iterator[str]:
-    """Different keys "adjective-noun", RULER's form; with `long` a noun more: half a million."""
+def keys(rng: Random, *, nouns: int = 1) -> Iterator[str]:
+    """Different keys "adjective-noun", RULER's form: 5,120, and 80 times more a further noun."""
     width, height = len(ADJECTIVES), len(NOUNS)
-    for number in distinct(rng, width * height * (height if long else 1)):
+    for number in distinct(rng, width * height**nouns):
         rest, adjective = divmod(number, width)
-        second, first = divmod(rest, height)
-        tail = f"-{NOUNS[second]}" if long else ""
-        yield f"{ADJECTIVES[adjective]}-{NOUNS[first]}{tail}"
+        parts = [ADJECTIVES[adjective]]
+        for _ in range(nouns):
+            rest, noun = divmod(rest, height)
+            parts.append(NOUNS[noun])
+        yield "-".join(parts)
 
 
 def numbers(rng: Random, digits: int = 7) -> Iterator[str]:
