@@ -34,5 +34,37 @@ Price = Annotated[
 Concurrency = Annotated[
     int | None, typer.Option("-j", "--concurrency", help="Samples in flight. [default: 8]")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes. [default: as many as pay, up to the cores]"),
+]
+Working = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Working time, a sample; waits for a rate limit do not count. [default: 600]",
+    ),
+]
+Wall = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: none]")
+]
+MinCoverage = Annotated[
+    float | None,
+    typer.Option(help="Exit 4 when a smaller share of samples has a score. [default: 0.8]"),
+]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Run samples again that ended in an error.")
+]
+NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
+MaxUsd = Annotated[
+    float | None, typer.Option(min=0, metavar="USD", help="Cap on the whole run, in dollars.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Cap on the whole run, in tokens.")
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="SECONDS", help="Cap on the whole run, in running time."),
+]
 Sandbox = Annotated[str | None, typer.Option(help="auto, or the name of a level. [default: auto]")]
-Display = Annotated[str, typer.Option(help="Progress: auto, live, plain or none.")]
+Display = Annotated[str, typer.Option(help="Progress: auto, live, plain, json or none.")]
