@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +15,14 @@ from hypothesis import strategies as st
 
 from fleet_rlm.errors import DataError
 from fleet_rlm.lexicon import SUBJECT_OF, SUBJECTS
+from fleet_rlm.scoring.routing import Route
 from fleet_rlm.suites.corpus import Corpus, read_corpus
 from fleet_rlm.suites.generators import GENERATORS, aggregate, bank, counting
 from fleet_rlm.suites.generators import rows as lines_of
+from fleet_rlm.suites.generators.babi import BabiTask
 from fleet_rlm.suites.generators.base import Order, spread
+from fleet_rlm.suites.generators.lookup import LookupTask
+from fleet_rlm.suites.generators.ruler import RulerTask
 from fleet_rlm.suites.prose import Prose
 from fleet_rlm.suites.tokens import count_tokens
 
@@ -124,8 +129,37 @@ def solve_aggregate(context, query):
 SOLVE = {"needle": solve_needle, "variables": solve_variables, "aggregate": solve_aggregate}
 
 
+KINDS = [
+    *((name, {}) for name in sorted(GENERATORS)),
+    *(("ruler", {"task": task}) for task in get_args(RulerTask)[1:]),
+    ("ruler_words", {"task": "fwe"}),
+    ("ruler_qa", {"task": "qa_2"}),
+    *(("babi", {"task": task}) for task in get_args(BabiTask)[1:]),
+    *(("lookup", {"task": task}) for task in get_args(LookupTask)[1:]),
+    *(("routing", {"route": route}) for route in get_args(Route)[1:]),
+    ("aggregate", {"kinds": list(get_args(counting.Kind)[5:9])}),
+    ("aggregate", {"kinds": list(get_args(counting.Kind)[9:])}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), KINDS, ids=lambda value: str(value)[:40])
+def test_every_kind_fills_its_length_and_is_solved_again_from_the_text(name, params):
+    generator = GENERATORS[name]
+    given_params = generator.params(**params)
+    for questions, window in ((1, 0), (min(8, generator.max_questions), 3)):
+        least = generator.min_length(given_params, questions)
+        for length in (least, least + 3777):
+            made = build(name, length=length, questions=questions, window=window, **params)
+            assert made.tokens == count_tokens(made.context)
+            assert 0.95 * length <= made.tokens <= length
+            assert len({question.query for question in made.questions}) == questions
+            for question in made.questions:
+                found = generator.solve(given_params, made.context, question.query)
+                assert found == question.gold != ()
+
+
 @given(
-    name=st.sampled_from(sorted(GENERATORS)),
+    name=st.sampled_from(sorted(SOLVE)),
     length=st.integers(3000, 6000),
     seed=st.integers(-5, 10**6),
     window=st.integers(0, 40),
@@ -148,7 +182,7 @@ def test_laws_of_every_window(name, length, seed, window, questions):
             assert not set(question.gold) & set(words)
 
 
-@pytest.mark.parametrize("name", sorted(GENERATORS))
+@pytest.mark.parametrize("name", sorted(SOLVE))
 def test_shortest_windows_hold_what_they_promise(name):
     generator = GENERATORS[name]
     for questions in (1, 2, generator.max_questions):
@@ -161,9 +195,10 @@ def test_shortest_windows_hold_what_they_promise(name):
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_windows_differ_and_repeat(name):
     orders = [{"seed": seed, "window": window} for seed in (0, 1) for window in (0, 1)]
-    texts = [build(name, **order).context for order in orders]
+    size = {"length": 12_000, "questions": 1}
+    texts = [build(name, **size, **order).context for order in orders]
     assert len(set(texts)) == 4
-    assert texts == [build(name, **order).context for order in orders]
+    assert texts == [build(name, **size, **order).context for order in orders]
 
 
 @given(st.integers(0, 6), st.floats(0, 0.999))
@@ -292,7 +327,7 @@ def test_names_that_the_corpus_holds_are_never_planted():
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_a_million_tokens_take_seconds(name):
     started = time.perf_counter()
-    made = build(name, length=1_000_000)
+    made = build(name, length=1_000_000, questions=1)
     assert time.perf_counter() - started < 15  # measured 1.1 s on two idle cores
     assert 950_000 <= made.tokens <= 1_000_000
 

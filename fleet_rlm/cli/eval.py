@@ -266,6 +266,24 @@ def fetch(
     return fetch_command(Path.cwd(), name, pin=pin, relock=relock, as_json=as_json)
 
 
+@app.command()
+def audit(
+    suite: Annotated[str, typer.Argument(help="Name or path of a suite.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in `run`.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Samples a task, over its lengths; 0: all.")] = 12,
+    attempts: Annotated[
+        int, typer.Option(help="Samples that the simulated model answers, to search for gold.")
+    ] = 3,
+    as_json: options.AsJson = False,
+) -> int:
+    """Check a suite: gold recomputed, no leak of it, balance, floors. Exit 1 if a check fails."""
+    from fleet_rlm.cli.audit import audit_command
+
+    return audit_command(Path.cwd(), suite, overrides or [], limit, attempts, as_json=as_json)
+
+
 def main() -> None:
     """Entry point of `fleet-eval`."""
     run_app(app, "fleet-eval")

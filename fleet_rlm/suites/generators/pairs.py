@@ -170,7 +170,7 @@ def _draw(rng: Random, params: PairsParams, labels: list[str], count: int) -> Ro
     users = sorted(rng.sample(range(10_000, 100_000), params.users))
     cells: list[tuple[int, int, int]] = []
     for user in range(params.users):
-        times = [rng.choices((0, 1, 2, 3), weights=(50, 25, 15, 10))[0] for _ in labels]
+        times = [rng.choices((0, 1, 2, 3), weights=(70, 15, 10, 5))[0] for _ in labels]
         cells += [(user, label, n) for label, n in enumerate(times) if n]
     bulk = [rng.randrange(_LABELS) for _ in range(params.users)]
     spare = max(0, count - sum(n for _, _, n in cells))
