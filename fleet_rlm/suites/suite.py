@@ -173,7 +173,7 @@ class Suite:
         if unable:
             able = able or sorted(name for name, g in GENERATORS.items() if g.uses_corpus)
             raise UsageError(
-                f"Suite {self.name!r} cannot use a corpus: {', '.join(unable)} brings all of its"
+                f"Suite {self.name!r} cannot use a corpus: {', '.join(unable)} writes all of its"
                 f" text itself; tasks that can: {', '.join(able)}"
             )
         return replace(self, corpus=corpus)
