@@ -30,6 +30,7 @@ from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.scoring import blind_scores, score
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.sample import Sample
+from fleet_rlm.suites.seal import withheld
 
 ANSWER_CHARS = 500
 
@@ -106,7 +107,7 @@ def attempt(job: Job, bench: Bench) -> Outcome:
         failure = error
         # Steps that were paid for are kept, though the sample has no score.
         reply = reply._replace(steps=getattr(error.__cause__, "trajectory", reply.steps))
-    clean = bench.redactor.clean
+    clean = withheld if planned.is_sealed else bench.redactor.clean
     record = Record(
         sample=planned.id,
         epoch=job.epoch,
@@ -129,7 +130,7 @@ def attempt(job: Job, bench: Bench) -> Outcome:
         trajectory={
             "sample": planned.id,
             "epoch": job.epoch,
-            "query": sample.query if sample else None,
+            "query": clean(sample.query) if sample else None,
             "answer": clean(reply.answer),
             "stop": record.stop,
             "reasoning": clean(reply.reasoning),
