@@ -31,16 +31,25 @@ class Config(BaseModel):
     api_base: str | None = None
     """Endpoint of both models, for OpenAI-compatible servers."""
 
-    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_completion_tokens: Annotated[int, Field(gt=0)] | None = None
     """Longest completion, in tokens; the provider's own default when absent."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Longest wait for the reply to one model call; what the providers' own clients allow."""
+
+    cache: bool = False
+    """Whether dspy's cache may answer calls that were made before; for development."""
 
     sandbox: str = "auto"
     """Where generated code runs: auto, or the name of a level."""
 
     concurrency: Annotated[int, Field(gt=0, le=10_000)] = 8
     """Samples in flight."""
+
+    workers: Annotated[int, Field(gt=0, le=256)] | None = None
+    """Processes; as many as pay when absent."""
 
     min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of samples that must end scored; below it the exit code is 4."""
@@ -55,7 +64,7 @@ class Config(BaseModel):
 ENVIRONMENT = {
     "model": "DSPY_LM_MODEL",
     "api_base": "DSPY_LM_API_BASE",
-    "max_tokens": "DSPY_LM_MAX_TOKENS",
+    "max_completion_tokens": "DSPY_LM_MAX_TOKENS",
     "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
 }
 

@@ -64,4 +64,4 @@ class ScriptedEngine:
 def scripted_lm(script, *, role="root", price=FREE) -> MeteredLM:
     """A metered model that follows `script`; its prompts are in `lm.engine.prompts`."""
     engine = ScriptedEngine(script)
-    return MeteredLM("scripted", role=role, price=price, engine=engine, cache=False, num_retries=0)
+    return MeteredLM("scripted", role=role, price=price, engine=engine, cache=False, tries=1)

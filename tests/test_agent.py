@@ -146,7 +146,7 @@ def test_steps_used_up_end_in_a_response(folder):
 
 def test_a_met_limit_ends_the_turn_with_what_there_is(folder):
     agent = make_agent(folder)
-    ledger = Ledger(Limits(wall_s=None, tokens=20))
+    ledger = Ledger(Limits(tokens=20))
     script = iter([call("list_files"), call("list_files"), fields(assistant_response="partial")])
     lm = scripted_lm(lambda *_: next(script), price=DOLLAR)
     with dspy.context(lm=lm, fleet_ledger=ledger):

@@ -11,8 +11,8 @@ from scripted import action, fields, scripted_lm
 
 from fleet_rlm import LocalInterpreter
 from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.lm.cancel import Cancelled, CancelScope
 from fleet_rlm.program.agent.events import KINDS, TERMINAL, StreamEvent, TurnState
-from fleet_rlm.program.events import Cancelled, CancelScope
 
 SOON_S = 1.0
 ENDLESS = "import time\nwhile True:\n    time.sleep(0.01)"
@@ -147,7 +147,7 @@ def test_a_failing_stream_ends_in_one_error_and_makes_no_second_call():
 def test_a_limit_ends_a_stream_with_what_there_is():
     steps = iter([call("list_documents"), fields(assistant_response="partial")])
     lm = scripted_lm(lambda *_: next(steps))
-    with dspy.context(fleet_ledger=Ledger(Limits(wall_s=None, tokens=15))):
+    with dspy.context(fleet_ledger=Ledger(Limits(tokens=15))):
         events = drain(make_agent(), lm)
     end = only_end(events)
     assert (end.kind, end.text, end.payload["stop"]) == ("final", "partial", "tokens")

@@ -427,7 +427,7 @@ def test_parts_that_do_not_help_are_counted_not_listed():
 
 def test_a_limit_met_on_the_way_still_answers_from_what_is_paid_for():
     lm = scripted_lm(notes_on)
-    ledger = Ledger(Limits(wall_s=None, tokens=45))
+    ledger = Ledger(Limits(tokens=45))
     found = ask(make("mapreduce", chunk_tokens=2_000, batch_workers=1), lm, fleet_ledger=ledger)
     assert found.stop == "tokens"
     assert found.unread_parts == found.parts - 3
@@ -438,7 +438,7 @@ def test_a_limit_met_on_the_way_still_answers_from_what_is_paid_for():
 
 def test_a_limit_met_between_notes_and_answer_does_too():
     parts = len(cut(LINES, 2_000))
-    ledger = Ledger(Limits(wall_s=None, tokens=15 * parts))
+    ledger = Ledger(Limits(tokens=15 * parts))
     lm = scripted_lm(notes_on)
     found = ask(make("mapreduce", chunk_tokens=2_000, batch_workers=1), lm, fleet_ledger=ledger)
     assert (found.stop, found.unread_parts) == ("tokens", 0)
@@ -446,7 +446,7 @@ def test_a_limit_met_between_notes_and_answer_does_too():
 
 
 def test_a_limit_met_before_anything_is_read_is_the_answer():
-    ledger = Ledger(Limits(wall_s=None, tokens=0))
+    ledger = Ledger(Limits(tokens=0))
     with pytest.raises(LimitReached):
         ask(make("mapreduce", chunk_tokens=2_000), scripted_lm(notes_on), fleet_ledger=ledger)
     assert ledger.total.calls == 0
@@ -483,7 +483,7 @@ def test_notes_that_do_not_get_shorter_lose_their_middle_and_show_it():
 
 def test_a_limit_met_while_noting_again_keeps_the_notes():
     parts = len(cut(LINES, 2_000))
-    ledger = Ledger(Limits(wall_s=None, tokens=15 * (parts + 1)))
+    ledger = Ledger(Limits(tokens=15 * (parts + 1)))
     lm = scripted_lm(long_notes(20))
     program = make("mapreduce", chunk_tokens=2_000, max_tokens=2_500, batch_workers=1)
     found = ask(program, lm, fleet_ledger=ledger)

@@ -69,4 +69,4 @@ def test_the_command_prints_a_table_or_json(runs, capfd, monkeypatch):
     assert found["baseline"]["usage"]["calls"] == 12
     code, out, err = command("direct", "nowhere")
     assert (code, out) == (2, "")
-    assert "not a finished run" in err
+    assert "not the folder of a run" in err

@@ -17,11 +17,11 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path):
     assert found.config.model == "flag/m"
     assert found.config.concurrency == 3
     assert found.config.sub_model == "file/s"
-    assert found.config.max_tokens == 64000
+    assert found.config.max_completion_tokens == 64000
     assert found.config.sandbox == "auto"
     assert found.origin["model"] == "flag"
     assert found.origin["concurrency"] == "fleet.toml"
-    assert found.origin["max_tokens"] == "DSPY_LM_MAX_TOKENS"
+    assert found.origin["max_completion_tokens"] == "DSPY_LM_MAX_TOKENS"
     assert found.origin["sandbox"] == "default"
     assert resolve({}, env, tmp_path).config.model == "env/m"
 

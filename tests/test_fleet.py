@@ -88,7 +88,7 @@ def test_evaluate_and_open_a_run_from_python(tmp_path, monkeypatch):
     again = fleet_rlm.open_run(run.folder)
     assert again.summary == run.summary
     assert again.lock["arm"]["model_kind"] == "simulated"
-    with pytest.raises(UsageError, match="not a finished run"):
+    with pytest.raises(UsageError, match="not the folder of a run"):
         fleet_rlm.open_run(tmp_path)
 
 

@@ -19,7 +19,7 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 # From the ground up; a room may use its own floor and those below.
 FLOORS = (
     {"errors"},
-    {"ledger", "config", "project", "lexicon"},
+    {"ledger", "board", "config", "project", "lexicon"},
     {"sandbox", "lm", "scoring", "statistics"},
     {"program", "suites", "tracking"},
     {"serving", "report", "search", "runner"},

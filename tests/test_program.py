@@ -154,7 +154,7 @@ def test_a_met_limit_still_extracts_what_is_paid_for():
     def script(prompt, number):
         return fields(answer="partial") if number == 3 else action("print('step')")
 
-    ledger = Ledger(Limits(wall_s=None, tokens=30))
+    ledger = Ledger(Limits(tokens=30))
     found = ask(make_rlm(), scripted_lm(script, price=DOLLAR), ledger=ledger)
     assert (found.answer, found.stop) == ("partial", "tokens")
     assert ledger.total.calls == 3
@@ -170,7 +170,7 @@ def test_a_limit_met_by_a_sub_query_ends_in_extraction_too():
         )
 
     sub = scripted_lm(lambda *_: "reply", role="sub")
-    ledger = Ledger(Limits(wall_s=None, tokens=30))
+    ledger = Ledger(Limits(tokens=30))
     found = ask(make_rlm(), scripted_lm(script), ledger=ledger, sub=sub)
     assert found.stop == "tokens"
     assert found.answer == "partial"

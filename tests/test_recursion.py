@@ -14,8 +14,9 @@ from scripted import action, fields, scripted_lm
 from fleet_rlm import RLM, LocalInterpreter
 from fleet_rlm.errors import DataError
 from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.lm.cancel import Cancelled, CancelScope
 from fleet_rlm.program.context_ref import ContextRef
-from fleet_rlm.program.events import Cancelled, CancelScope, Event
+from fleet_rlm.program.events import Event
 from fleet_rlm.program.stream import astream, stream
 
 CONTEXT = "The door code is 4711. " * 200
@@ -151,7 +152,7 @@ def test_the_ledgers_limit_ends_the_whole_tree_with_an_answer():
             return action("SUBMIT(rlm_query('q'))")
         return action("print('again')")
 
-    ledger = Ledger(Limits(wall_s=None, tokens=45))
+    ledger = Ledger(Limits(tokens=45))
     found = ask(make_rlm(), scripted_lm(script), fleet_ledger=ledger)
     assert "partial" in found.answer
 
@@ -431,3 +432,53 @@ def test_a_cancelled_scope_stops_before_the_next_model_call():
 def test_an_event_is_plain_data():
     event = Event(kind="code", text="x", data={"turn": 1}, depth=2)
     assert (event.kind, event.depth, event.sequence) == ("code", 2, -1)
+
+
+# ---- the trail ----------------------------------------------------------------------------------
+
+
+def test_the_trail_is_the_tree_of_what_was_asked_and_spent():
+    def script(prompt, _number):
+        if "rlm_query" in prompt:
+            return action(
+                "a = llm_query('x' * 5000)\n"
+                "b = llm_query_batched(['y', 'y'])\n"
+                "SUBMIT(rlm_query('deeper?', context[:100]))"
+            )
+        if "llm_query" in prompt:
+            return action("SUBMIT('below')")
+        return "plain reply"
+
+    ledger = Ledger()
+    found = ask(make_rlm(max_depth=1), scripted_lm(script), fleet_ledger=ledger)
+    (step,) = found.trail
+    assert [(q["kind"], q.get("prompt_chars")) for q in step["queries"]] == [
+        ("llm", 5000),
+        ("llm", 1),
+        ("llm", 1),
+        ("rlm", None),
+    ]
+    long, first, second, child = step["queries"]
+    assert len(long["prompt"]) < 2_100
+    assert (long["reply"], long["reply_chars"]) == ("plain reply", 11)
+    assert first["prompt_digest"] == second["prompt_digest"] != long["prompt_digest"]
+    assert (child["query"], child["context_chars"]) == ("deeper?", 100)
+    assert (child["answer"], child["stop"]) == ("below", "submitted")
+    assert [below["code"] for below in child["steps"]] == ["SUBMIT('below')"]
+    # Root action, three sub-queries and the child's one action; the child's account is its own.
+    assert step["usage"]["calls"] == ledger.total.calls == 5
+    assert child["usage"]["calls"] == child["steps"][0]["usage"]["calls"] == 1
+    assert step["seconds"] >= child["seconds"] >= 0
+    json.dumps(found.trail)
+    assert found.trajectory == [{key: step[key] for key in ("reasoning", "code", "output")}]
+
+
+def test_queries_that_failed_stay_in_the_trail():
+    def script(prompt, _number):
+        if "REPL" in prompt:
+            return action("print(llm_query_batched(['a']))")
+        return dspy.LMServerError("down")
+
+    found = ask(make_rlm(max_iters=1), scripted_lm(script))
+    (query,) = found.trail[0]["queries"]
+    assert (query["kind"], query["reply"], query["usage"]["calls"]) == ("llm", "", 0)

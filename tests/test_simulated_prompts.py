@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from simulated_arms import make_lm
 
-from fleet_rlm.lm.simulated import LABEL, PRICES, AsyncSimulatedEngine, SimulatedEngine
+from fleet_rlm.lm.engines import AsyncEngine
+from fleet_rlm.lm.simulated import LABEL, PRICES, SimulatedEngine
 from fleet_rlm.lm.simulated.asks import count_ask, find_ask, label_ask, tally_ask
 from fleet_rlm.lm.simulated.brain import KINDS, Brain
 from fleet_rlm.lm.simulated.prompt import Turn, parse_contract, parse_steps, parse_variables
@@ -251,7 +252,7 @@ def test_acall_and_streaming_work():
     import asyncio
 
     engine = SimulatedEngine()
-    lm = make_lm(engine, async_engine=AsyncSimulatedEngine(engine))
+    lm = make_lm(engine, async_engine=AsyncEngine(engine))
     query, text, expected = QUESTIONS[0]
     predict = dspy.Predict("context, query -> answer")
 

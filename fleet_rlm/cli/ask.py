@@ -57,7 +57,7 @@ def ask_command(request: Ask) -> int:
         root=root,
         sub=sub,
         sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
-        limits=Limits(wall_s=request.wall_s),
+        limits=Limits(working_s=None, wall_s=request.wall_s),
     )
     if arm.label:
         print(arm.label, file=sys.stderr)

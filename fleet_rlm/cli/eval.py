@@ -22,7 +22,8 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, fetch, run, compare, view, conformance. Details: fleet-eval COMMAND --help
+Commands: list, show, fetch, run, compare, view, conformance, calibrate.
+Details: fleet-eval COMMAND --help
 """
 
 
@@ -68,10 +69,27 @@ def run(
     sub_price: Annotated[
         str | None, typer.Option(metavar="IN/OUT", help="The same for the sub-model.")
     ] = None,
+    allow_unpriced: Annotated[
+        bool, typer.Option("--allow-unpriced", help="Run a model whose price nobody knows.")
+    ] = False,
+    judge: options.Judge = None,
+    judge_price: Annotated[
+        str | None, typer.Option(metavar="IN/OUT", help="The same for the judge.")
+    ] = None,
+    allow_same_judge: Annotated[
+        bool, typer.Option(help="Let the judge be a model whose answers it judges.")
+    ] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
-    max_tokens: Annotated[
+    max_completion_tokens: Annotated[
         int | None, typer.Option(help="Longest completion. [env: DSPY_LM_MAX_TOKENS]")
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest wait for one reply. [default: 600]"),
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Let dspy's cache answer calls made before.")
+    ] = False,
     corpus: Annotated[
         str | None,
         typer.Option(metavar="GLOB", help="Your own text files to plant questions in."),
@@ -90,12 +108,23 @@ def run(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
     concurrency: options.Concurrency = None,
+    workers: options.Workers = None,
     sandbox: options.Sandbox = None,
     iterations: Annotated[int | None, typer.Option(help="Turns with the REPL, a sample.")] = None,
     sub_calls: Annotated[int | None, typer.Option(help="Sub-queries, a sample.")] = None,
-    wall: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: 600]")
+    working: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Working time, a sample; waits for a rate limit do not count. [default: 600]",
+        ),
     ] = None,
+    wall: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: none]")
+    ] = None,
+    max_usd: options.MaxUsd = None,
+    max_tokens: options.MaxTokens = None,
+    max_seconds: options.MaxSeconds = None,
     min_coverage: Annotated[
         float | None,
         typer.Option(help="Exit 4 when a smaller share of samples has a score. [default: 0.8]"),
@@ -126,14 +155,20 @@ def run(
                 "sub_model": sub_model,
                 "api_base": api_base,
                 "temperature": temperature,
-                "max_tokens": max_tokens,
+                "max_completion_tokens": max_completion_tokens,
+                "timeout_s": timeout,
+                "cache": cache or None,
                 "sandbox": sandbox,
                 "concurrency": concurrency,
+                "workers": workers,
                 "min_coverage": min_coverage,
                 "mlflow": False if no_mlflow else None,
             },
             price=price,
             sub_price=sub_price,
+            judge=judge,
+            judge_price=judge_price,
+            allow_same_judge=allow_same_judge,
             corpus=corpus,
             overrides=overrides or [],
             limit=limit,
@@ -141,6 +176,11 @@ def run(
             iterations=iterations,
             sub_calls=sub_calls,
             wall_s=wall,
+            working_s=working,
+            max_usd=max_usd,
+            max_tokens=max_tokens,
+            max_seconds=max_seconds,
+            allow_unpriced=allow_unpriced,
             retry_errors=retry_errors,
             out=out,
             display=display,
@@ -204,6 +244,35 @@ def fetch(
     from fleet_rlm.cli.fetch import fetch_command
 
     return fetch_command(Path.cwd(), name, pin=pin, relock=relock, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    labels: Annotated[
+        Path,
+        typer.Argument(help="JSON lines with query, reference, response and correct (true/false)."),
+    ],
+    judge: options.Judge = None,
+    rubric: Annotated[str, typer.Option(help="A built-in rubric, or a text file.")] = "answer",
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit 1 when the judge agrees less often.")
+    ] = 0.9,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Let a judge judge what people have judged, before its scores are believed."""
+    from fleet_rlm.cli.calibrate import calibrate_command
+
+    return calibrate_command(
+        labels,
+        judge=judge,
+        rubric=rubric,
+        min_agreement=min_agreement,
+        api_base=api_base,
+        price=price,
+        as_json=as_json,
+    )
 
 
 def main() -> None:

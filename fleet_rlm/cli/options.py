@@ -24,6 +24,10 @@ Model = Annotated[
 SubModel = Annotated[
     str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
 ]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Model that scores judged tasks; none of the others."),
+]
 ApiBase = Annotated[
     str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
 ]
@@ -34,5 +38,19 @@ Price = Annotated[
 Concurrency = Annotated[
     int | None, typer.Option("-j", "--concurrency", help="Samples in flight. [default: 8]")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes. [default: as many as pay, up to the cores]"),
+]
+MaxUsd = Annotated[
+    float | None, typer.Option(min=0, metavar="USD", help="Cap on the whole run, in dollars.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Cap on the whole run, in tokens.")
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="SECONDS", help="Cap on the whole run, in running time."),
+]
 Sandbox = Annotated[str | None, typer.Option(help="auto, or the name of a level. [default: auto]")]
-Display = Annotated[str, typer.Option(help="Progress: auto, live, plain or none.")]
+Display = Annotated[str, typer.Option(help="Progress: auto, live, plain, json or none.")]

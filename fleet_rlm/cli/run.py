@@ -7,25 +7,33 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fleet_rlm.config import Resolved, parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError, nearest
-from fleet_rlm.ledger import Limits
-from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.ledger import Caps, Limits
+from fleet_rlm.lm.connect import ModelSpec, specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.report.tables import make_console, print_result, print_run_comparison
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.compare import compare
 from fleet_rlm.runner.progress import make_progress
-from fleet_rlm.runner.run import Finished, Plan, run_arm
+from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
 from fleet_rlm.sandbox import levels
+from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.corpus import read_corpus
 from fleet_rlm.suites.suite import Suite, load_suite
 from fleet_rlm.tracking import Mirror
+
+REPEATED = (
+    "suite", "program", "flags", "price", "sub_price", "corpus", "overrides", "limit", "epochs",
+    "iterations", "sub_calls", "wall_s", "working_s", "max_usd", "max_tokens", "max_seconds",
+    "allow_unpriced", "judge", "judge_price", "allow_same_judge",
+)  # fmt: skip
+"""Parts of a request that make the run what it is; the rest says how to show it."""
 
 BOUNDARIES = ("provider", "sandbox", "program", "scorer", "data")
 
@@ -41,6 +49,9 @@ class RunRequest:
 
     price: str | None
     sub_price: str | None
+    judge: str | None = None
+    judge_price: str | None = None
+    allow_same_judge: bool = False
     corpus: str | None
     overrides: list[str]
     limit: int | None
@@ -48,11 +59,25 @@ class RunRequest:
     iterations: int | None
     sub_calls: int | None
     wall_s: float | None
+    working_s: float | None
+    max_usd: float | None
+    max_tokens: int | None
+    max_seconds: float | None
+    allow_unpriced: bool
     retry_errors: bool
     out: Path | None
     display: str
     as_json: bool
     print_config: bool
+
+    @property
+    def caps(self) -> Caps:
+        """What the whole run may use."""
+        return Caps(usd=self.max_usd, tokens=self.max_tokens, seconds=self.max_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `fleet-eval resume` needs to give this command again; it holds no key."""
+        return {name: value for name, value in asdict(self).items() if name in REPEATED}
 
 
 def run_command(request: RunRequest) -> int:
@@ -128,7 +153,17 @@ def _arm(request: RunRequest, resolved: Resolved, overrides: Mapping[str, Any]) 
     settings |= {name: value for name, value in given.items() if value is not None}
     recursion = parse_settings(request.program, settings)
     limits = _limits(request, overrides["limits"])
-    root, sub = specify_pair(resolved, os.environ, price=request.price, sub_price=request.sub_price)
+    root, sub = specify_pair(
+        resolved,
+        os.environ,
+        price=request.price,
+        sub_price=request.sub_price,
+        allow_unpriced=request.allow_unpriced,
+    )
+    if request.max_usd is not None and "unknown" in (root.price.source, sub.price.source):
+        raise UsageError("--max-usd cannot hold for a model without a price.", fix="--price IN/OUT")
+    if request.epochs > 1 and resolved.config.cache:
+        raise UsageError("--epochs repeats the model's answers, and --cache would copy them.")
     entry = find_program(request.program)
     return Arm(
         program=request.program,
@@ -139,6 +174,20 @@ def _arm(request: RunRequest, resolved: Resolved, overrides: Mapping[str, Any]) 
         sub=sub,
         sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
         limits=limits,
+        judge=_judge(request, resolved, {"root": root.name, "sub": sub.name}),
+    )
+
+
+def _judge(request: RunRequest, resolved: Resolved, others: Mapping[str, str]) -> ModelSpec | None:
+    if request.judge is None:
+        return None
+    check_independent(request.judge, others, allow_same=request.allow_same_judge)
+    return specify_judge(
+        request.judge,
+        resolved,
+        os.environ,
+        price=request.judge_price,
+        allow_unpriced=request.allow_unpriced,
     )
 
 
@@ -149,10 +198,15 @@ def _guidance(value: Any) -> str:
 
 
 def _limits(request: RunRequest, given: Mapping[str, Any]) -> Limits:
-    known = {"wall_s": (int, float), "tokens": (int,), "usd": (int, float)}
+    known = {
+        "working_s": (int, float),
+        "wall_s": (int, float),
+        "tokens": (int,),
+        "usd": (int, float),
+    }
     values = dict(given)
-    if request.wall_s is not None:
-        values["wall_s"] = request.wall_s
+    flags = {"wall_s": request.wall_s, "working_s": request.working_s}
+    values |= {name: value for name, value in flags.items() if value is not None}
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"Unknown limit {name!r}. {nearest(name, known)}")
@@ -164,7 +218,8 @@ def _limits(request: RunRequest, given: Mapping[str, Any]) -> Limits:
 def _run(
     request: RunRequest, resolved: Resolved, project: Path, arm: Arm, plan: Plan, folder: Path
 ) -> int:
-    progress = make_progress("none" if request.as_json else request.display, plan.suite.name)
+    quiet = request.as_json and request.display == "auto"
+    progress = make_progress("none" if quiet else request.display, plan.suite.name)
     if arm.label:
         progress.say(arm.label)
     if arm.sandbox and not arm.sandbox.isolated:
@@ -178,9 +233,14 @@ def _run(
             arm,
             plan,
             folder,
-            concurrency=resolved.config.concurrency,
+            effort=Effort(
+                concurrency=resolved.config.concurrency,
+                workers=resolved.config.workers,
+                caps=request.caps,
+                retry=BOUNDARIES if request.retry_errors else (),
+            ),
             progress=progress,
-            retry=BOUNDARIES if request.retry_errors else (),
+            command=request.to_json(),
         )
         _show(request, arm, finished)
         if mirror and (problem := mirror.finish().problem):
@@ -200,8 +260,8 @@ def _show(request: RunRequest, arm: Arm, finished: Finished) -> None:
     print_result(console, summary, arm.label)
     shown = relative(finished.folder)
     console.print(f"run       {shown}", markup=False, soft_wrap=True)
-    if finished.interrupted:
-        console.print("next      the same command resumes: only what is owed is run", markup=False)
+    if finished.interrupted or finished.budget:
+        console.print(f"next      fleet-eval resume {shown}", markup=False, soft_wrap=True)
         return
     console.print(f"next      {_other_arm(request)}", markup=False, soft_wrap=True)
     console.print("          fleet-eval view", markup=False)
@@ -227,6 +287,9 @@ def _other_arm(request: RunRequest) -> str:
 def _exit_code(resolved: Resolved, finished: Finished) -> int:
     if finished.interrupted:
         return Exit.INTERRUPTED
+    if finished.budget is not None:
+        print(f"error: {finished.budget}", file=sys.stderr)
+        return Exit.BUDGET
     if finished.summary["coverage"] < resolved.config.min_coverage:
         print(
             f"error: coverage {finished.summary['coverage']:.0%} is below"

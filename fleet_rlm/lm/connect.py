@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 from fleet_rlm.config import API_KEY_VARIABLES, Resolved
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.ledger import Role
-from fleet_rlm.lm.prices import Price, find_price, parse_price
+from fleet_rlm.lm.prices import UNPRICED, Price, find_price, parse_price
 from fleet_rlm.lm.simulated import LABEL, PRICES
 
 if TYPE_CHECKING:
     from fleet_rlm.lm.metered import MeteredLM
+    from fleet_rlm.lm.throttle import Gate
 
 Kind = Literal["simulated", "replayed", "live"]
 
@@ -49,6 +50,12 @@ class ModelSpec:
     api_key: str | None = field(default=None, repr=False)
     max_tokens: int | None = None
     temperature: float | None = None
+    timeout_s: float = 600.0
+    """Longest wait for a reply to one call, or for the next byte of it."""
+
+    cache: bool = False
+    """Whether dspy's cache may answer a call that was made before."""
+
     seed: int = 0
     """Seed of a simulated model; unused by live ones."""
 
@@ -78,22 +85,32 @@ def specify(
     price: Price | None = None,
     max_tokens: int | None = None,
     temperature: float | None = None,
+    timeout_s: float = 600.0,
+    cache: bool = False,
     seed: int = 0,
+    allow_unpriced: bool = False,
 ) -> ModelSpec:
     """Check a model's name, key and price before anything is started.
 
     Args:
-        name: "sim", "sim-mini", or provider/name as DSPy writes it.
+        name: "sim", "sim-mini", or provider/name as DSPy writes it; "openai/sim" is the simulated
+            model behind a server, see `fleet-rlm sim-server`.
         env: where the provider's own key variable is looked up.
         api_key: the key that goes with `api_base` or the provider; None to use the provider's
             variable.
         price: overrides the price list.
+        timeout_s: longest wait for one reply.
+        cache: whether dspy's cache may answer.
+        allow_unpriced: take a model without a price, whose dollars are then unknown and booked
+            as 0.
 
     Raises:
         UsageError: unknown name, no key, or no price.
     """
     if name in PRICES:
-        return ModelSpec(name=name, kind="simulated", price=price or PRICES[name], seed=seed)
+        return ModelSpec(
+            name=name, kind="simulated", price=price or PRICES[name], cache=cache, seed=seed
+        )
     provider, slash, rest = name.partition("/")
     if not slash or not rest:
         hint = nearest(name, [*PRICES, *(f"{p}/..." for p in PROVIDER_KEYS)])
@@ -109,10 +126,15 @@ def specify(
         raise UsageError(
             f"No key for model {name!r}: set {names}.", fix=f"export {API_KEY_VARIABLES[0]}=..."
         )
+    simulated = rest in PRICES
+    if price is None:
+        price = PRICES[rest] if simulated else _listed(name, allow_unpriced=allow_unpriced)
     return ModelSpec(
         name=name,
-        kind="live",
-        price=price or find_price(name),
+        kind="simulated" if simulated else "live",
+        price=price,
+        timeout_s=timeout_s,
+        cache=cache,
         api_base=api_base,
         api_key=key,
         max_tokens=max_tokens,
@@ -126,6 +148,7 @@ def specify_pair(
     *,
     price: str | None = None,
     sub_price: str | None = None,
+    allow_unpriced: bool = False,
 ) -> tuple[ModelSpec, ModelSpec]:
     """The root model and the one for sub-queries that a configuration names.
 
@@ -134,6 +157,7 @@ def specify_pair(
         env: where provider keys are looked up.
         price: "INPUT/OUTPUT" in dollars per million tokens, over the price list.
         sub_price: the same for the sub-model.
+        allow_unpriced: take models without a price.
 
     Raises:
         UsageError: unknown name, no key, no price.
@@ -143,8 +167,11 @@ def specify_pair(
         "env": env,
         "api_base": config.api_base,
         "api_key": resolved.api_key,
-        "max_tokens": config.max_tokens,
+        "max_tokens": config.max_completion_tokens,
         "temperature": config.temperature,
+        "timeout_s": config.timeout_s,
+        "cache": config.cache,
+        "allow_unpriced": allow_unpriced,
     }
     root = specify(config.model, price=parse_price(price) if price else None, **shared)
     if config.sub_model in {None, config.model}:
@@ -155,27 +182,77 @@ def specify_pair(
     return root, sub
 
 
-def connect(spec: ModelSpec, role: Role) -> MeteredLM:
-    """The model as a `dspy.LM` that books its calls under `role` in the running sample's ledger."""
+def specify_judge(
+    name: str,
+    resolved: Resolved,
+    env: Mapping[str, str],
+    *,
+    price: str | None = None,
+    allow_unpriced: bool = False,
+) -> ModelSpec:
+    """The model that judges answers: the endpoint of the others, and no randomness.
+
+    Args:
+        name: as in `specify`.
+        resolved: the merged configuration.
+        env: where provider keys are looked up.
+        price: "INPUT/OUTPUT" in dollars per million tokens, over the price list.
+        allow_unpriced: take a model without a price.
+
+    Raises:
+        UsageError: unknown name, no key, no price.
+    """
+    config = resolved.config
+    return specify(
+        name,
+        env=env,
+        api_base=config.api_base,
+        api_key=resolved.api_key,
+        price=parse_price(price) if price else None,
+        temperature=0.0,
+        timeout_s=config.timeout_s,
+        allow_unpriced=allow_unpriced,
+    )
+
+
+def connect(spec: ModelSpec, role: Role, gate: Gate | None = None) -> MeteredLM:
+    """The model as a `dspy.LM` that books its calls under `role` in the running sample's ledger.
+
+    Args:
+        spec: which model.
+        role: who spends.
+        gate: shared by all models of a run.
+    """
     # dspy's first price look-up would otherwise try the network for five seconds.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     from fleet_rlm.lm.metered import MeteredLM
 
-    settings: dict[str, Any] = {"cache": False}
-    if spec.kind == "simulated":
-        from fleet_rlm.lm.simulated import AsyncSimulatedEngine, SimulatedEngine
+    given = {"max_tokens": spec.max_tokens, "temperature": spec.temperature}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if spec.kind == "simulated" and spec.api_base is None:
+        from fleet_rlm.lm.engines import AsyncEngine
+        from fleet_rlm.lm.simulated import SimulatedEngine
 
         engine = SimulatedEngine(seed=spec.seed)
-        settings |= {"engine": engine, "async_engine": AsyncSimulatedEngine(engine)}
+        settings |= {"engine": engine, "async_engine": AsyncEngine(engine)}
     else:
-        given = {
-            "api_base": spec.api_base,
-            "api_key": spec.api_key,
-            "max_tokens": spec.max_tokens,
-            "temperature": spec.temperature,
-        }
-        settings |= {key: value for key, value in given.items() if value is not None}
-    return MeteredLM(spec.name, role=role, price=spec.price, **settings)
+        from fleet_rlm.lm.engines import reach
+
+        settings |= reach(
+            spec.name, api_base=spec.api_base, api_key=spec.api_key, timeout_s=spec.timeout_s
+        )
+    return MeteredLM(
+        spec.name, role=role, price=spec.price, gate=gate, cache=spec.cache, **settings
+    )
+
+
+def _listed(name: str, *, allow_unpriced: bool) -> Price:
+    try:
+        return find_price(name)
+    except UsageError:
+        if not allow_unpriced:
+            raise
+        return UNPRICED
 
 
 def _provider_key(provider: str, env: Mapping[str, str]) -> str | None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import dspy
 
-from fleet_rlm.ledger import Ledger, Role
+from fleet_rlm.ledger import Ledger, Role, Usage
+from fleet_rlm.lm.cancel import cancel_scope
 from fleet_rlm.lm.prices import Price
+from fleet_rlm.lm.threads import in_thread
+from fleet_rlm.lm.throttle import TRIES, Attempts, Gate
 
 LEDGER_SETTING = "fleet_ledger"
 """DSPy setting that carries the ledger: `with dspy.context(fleet_ledger=ledger): program(...)`."""
@@ -20,30 +27,74 @@ def current_ledger() -> Ledger | None:
 
 
 class MeteredLM(dspy.LM):
-    """An LM whose calls are limited and booked, in every thread that shares DSPy's settings.
+    """An LM whose calls are limited, booked and retried, in every thread with DSPy's settings.
 
     Args:
         model: name as `dspy.LM` takes it.
         role: who spends: "root" or "sub".
         price: dollars per million tokens.
+        gate: shared by the models of a run; one of its own when absent.
+        abort: ends the call that a thread waits for, by the thread's ident; None where calls cannot
+            be ended from outside.
+        tries: attempts at a call that fails for another reason than overload.
         settings: everything else that `dspy.LM` takes.
 
     Raises:
         LimitReached: from a call, when the sample's ledger has met a limit.
+        BudgetExhausted: from a call, when the run has met a cap.
+        LMError: from a call that failed for good.
     """
 
-    def __init__(self, model: str, *, role: Role, price: Price, **settings: Any) -> None:
-        super().__init__(model, **settings)
+    def __init__(
+        self,
+        model: str,
+        *,
+        role: Role,
+        price: Price,
+        gate: Gate | None = None,
+        abort: Callable[[int], None] | None = None,
+        tries: int = TRIES,
+        **settings: Any,
+    ) -> None:
+        # Retries are ours: dspy's have no jitter, know no limit, and do not retry torn replies.
+        super().__init__(model, **{"num_retries": 0, **settings})
         self.role: Role = role
         self.price = price
+        self.gate = gate or Gate()
+        self._abort = abort
+        self._tries = tries
 
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
-        self._check()
-        return super().__call__(prompt, **kwargs)
+        attempts = Attempts(self.gate, current_ledger(), self._tries)
+        while True:
+            attempts.begin()
+            started = time.monotonic()
+            try:
+                with self._abortable():
+                    reply = super().__call__(prompt, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - `failed` raises what is not retried
+                again, why = attempts.failed(error), error
+            else:
+                attempts.ended()
+                self._book_time(started)
+                return reply
+            attempts.wait(again, why)
 
     async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
-        self._check()
-        return await super().acall(prompt, **kwargs)
+        if dspy.settings.send_stream is None:
+            return await in_thread(lambda: self(prompt, **kwargs))
+        # A stream that has begun cannot be taken back, so it is one attempt.
+        attempts = Attempts(self.gate, current_ledger(), self._tries)
+        attempts.begin()
+        started = time.monotonic()
+        try:
+            reply = await super().acall(prompt, **kwargs)
+        except BaseException as error:
+            attempts.failed(error)
+            raise
+        attempts.ended()
+        self._book_time(started)
+        return reply
 
     def update_history(self, entry: dict[str, Any]) -> None:
         """Book one finished call; dspy calls this in the caller's context, also for sub-calls.
@@ -52,23 +103,49 @@ class MeteredLM(dspy.LM):
         flight).
         """
         ledger = current_ledger()
+        if ledger is None:
+            return
         usage = entry.get("usage") or {}
-        if ledger is not None and usage:
-            details = usage.get("prompt_tokens_details") or {}
-            ledger.book(
-                self.role,
-                self.price.cost(
-                    input_tokens=usage.get("prompt_tokens") or 0,
-                    output_tokens=usage.get("completion_tokens") or 0,
-                    cached_tokens=details.get("cached_tokens") or 0,
-                ),
-            )
+        if usage:
+            ledger.book(self.role, self._cost(usage))
+        elif original := _cached_usage(entry.get("response")):
+            would_be = self._cost(original)
+            ledger.book(self.role, Usage(calls=1, cache_hits=1, saved_usd=would_be.usd))
 
     def __deepcopy__(self, _memo: object) -> MeteredLM:
         # Optimizers copy programs several times a trial; a model has no state worth a copy.
         return self
 
-    def _check(self) -> None:
+    def _cost(self, usage: dict[str, Any]) -> Usage:
+        details = usage.get("prompt_tokens_details") or {}
+        return self.price.cost(
+            input_tokens=usage.get("prompt_tokens") or 0,
+            output_tokens=usage.get("completion_tokens") or 0,
+            cached_tokens=details.get("cached_tokens") or 0,
+        )
+
+    def _book_time(self, started: float) -> None:
         ledger = current_ledger()
         if ledger is not None:
-            ledger.check()
+            ledger.book(self.role, Usage(seconds=time.monotonic() - started))
+
+    def _abortable(self) -> Any:
+        scope = cancel_scope()
+        if scope is None or self._abort is None:
+            return nullcontext()
+        abort, thread = self._abort, threading.get_ident()
+        return scope.guard(lambda: abort(thread))
+
+
+def _cached_usage(response: Any) -> dict[str, Any]:
+    """The usage that a response had when it was paid for."""
+    responses = response if isinstance(response, list | tuple) else [response]
+    usage = getattr(responses[0], "usage", None) if responses else None
+    if usage is None:
+        return {}
+    if isinstance(usage, dict):
+        return usage
+    return {
+        "prompt_tokens": getattr(usage, "input_tokens", None),
+        "completion_tokens": getattr(usage, "output_tokens", None),
+    }

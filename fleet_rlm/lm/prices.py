@@ -28,8 +28,16 @@ class Price:
         fresh = input_tokens - cached_tokens
         usd = fresh * self.input + cached_tokens * self.cached_input + output_tokens * self.output
         return Usage(
-            calls=1, input_tokens=input_tokens, output_tokens=output_tokens, usd=usd / 1_000_000
+            calls=1,
+            input_tokens=input_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=output_tokens,
+            usd=usd / 1_000_000,
         )
+
+
+UNPRICED = Price(input=0.0, output=0.0, cached_input=0.0, source="unknown")
+"""Of a model whose price nobody gave: its dollars are unknown, not nothing."""
 
 
 def parse_price(text: str) -> Price:
@@ -64,7 +72,8 @@ def find_price(model: str) -> Price:
     if not entry or "input_cost_per_token" not in entry:
         raise UsageError(
             f"No price is known for model {model!r}, so dollars could not be counted.",
-            fix="--price INPUT/OUTPUT (dollars per million tokens; 0/0 for a model of your own)",
+            fix="--price INPUT/OUTPUT (dollars per million tokens; 0/0 for a model of your own),"
+            " or --allow-unpriced",
         )
     per_token = float(entry["input_cost_per_token"])
     cached = entry.get("cache_read_input_token_cost")

@@ -13,12 +13,14 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, format_error_for_lm
 
 from fleet_rlm.errors import LimitReached
+from fleet_rlm.lm.cancel import check_cancelled
 from fleet_rlm.lm.metered import current_ledger
-from fleet_rlm.program.events import check_cancelled, emit
+from fleet_rlm.program.events import emit
 from fleet_rlm.program.pieces import cut, keep_ends
-from fleet_rlm.program.queries import SHOWN_CHARS, SUB_LM_SETTING
+from fleet_rlm.program.queries import SUB_LM_SETTING
 from fleet_rlm.program.reader import Reader, TextProgram, tell
 from fleet_rlm.program.recursion import ProgramSettings, Range
+from fleet_rlm.program.trail import SHOWN_CHARS
 from fleet_rlm.suites.tokens import count_tokens
 
 NOTHING = "nothing"

@@ -12,14 +12,13 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import format_error_for_lm
 
-from fleet_rlm.program.events import check_cancelled, emit
+from fleet_rlm.lm.cancel import check_cancelled
+from fleet_rlm.program.events import emit
 from fleet_rlm.program.recursion import RecursionSettings
+from fleet_rlm.program.trail import SHOWN_CHARS, LlmQuery, Query, account, cut, digest
 
 SUB_LM_SETTING = "fleet_sub_lm"
 """DSPy setting with the model for sub-queries: `with dspy.context(fleet_sub_lm=lm): ...`."""
-
-SHOWN_CHARS = 2_000
-"""Characters of a prompt or reply that an event carries."""
 
 
 class QueryRefused(RuntimeError):
@@ -97,6 +96,9 @@ class Queries:
 
     ask_child: AskChild
 
+    note: Callable[[Query], None]
+    """Told of each query once it is answered; may be called from several threads."""
+
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Name -> function, as generated code finds them."""
         found: dict[str, Callable[..., Any]] = {
@@ -142,8 +144,23 @@ class Queries:
             raise dspy.LMNotConfiguredError("No LM configured. Use dspy.configure(lm=...).")
         check_cancelled()
         emit("sub_query", prompt[:SHOWN_CHARS], chars=len(prompt))
-        found = (_within(self.timeout_s, lm, prompt) if self.timeout_s else lm(prompt))[0]
-        reply = str(found["text"] if isinstance(found, dict) else found)
+        reply = ""
+        with account() as spent:
+            try:
+                found = (_within(self.timeout_s, lm, prompt) if self.timeout_s else lm(prompt))[0]
+                reply = str(found["text"] if isinstance(found, dict) else found)
+            finally:
+                self.note(
+                    LlmQuery(
+                        kind="llm",
+                        prompt=cut(prompt),
+                        prompt_chars=len(prompt),
+                        prompt_digest=digest(prompt),
+                        reply=cut(reply),
+                        reply_chars=len(reply),
+                        **spent(),
+                    )
+                )
         emit("sub_query", reply[:SHOWN_CHARS], chars=len(reply), answered=True)
         return reply
 

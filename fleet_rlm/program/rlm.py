@@ -25,19 +25,14 @@ from dspy.utils.exceptions import (
 )
 
 from fleet_rlm.errors import LimitReached
+from fleet_rlm.lm.cancel import cancel_scope, check_cancelled
 from fleet_rlm.lm.metered import current_ledger
 from fleet_rlm.program.context_ref import ContextRef
-from fleet_rlm.program.events import (
-    DEPTH_SETTING,
-    EVENTS_SETTING,
-    cancel_scope,
-    check_cancelled,
-    depth,
-    emit,
-)
+from fleet_rlm.program.events import DEPTH_SETTING, EVENTS_SETTING, depth, emit
 from fleet_rlm.program.history import DEEPEST, compact
 from fleet_rlm.program.queries import SUB_LM_SETTING, Budget, Queries, QueryRefused
 from fleet_rlm.program.recursion import RecursionSettings
+from fleet_rlm.program.trail import RlmQuery, Trail, account
 from fleet_rlm.sandbox.interpreter import LocalInterpreter
 
 InterpreterFactory = Callable[[], CodeInterpreter]
@@ -119,7 +114,7 @@ class RLM(dspy.RLM):
     call_timeout_s = _setting("call_timeout_s")
 
     _RESERVED_SANDBOX_NAMES = dspy.RLM._RESERVED_SANDBOX_NAMES | {"rlm_query", "rlm_query_batched"}
-    _RESERVED_RESULT_NAMES = dspy.RLM._RESERVED_RESULT_NAMES | {"stop"}
+    _RESERVED_RESULT_NAMES = dspy.RLM._RESERVED_RESULT_NAMES | {"stop", "trail"}
 
     def __init__(
         self,
@@ -149,8 +144,9 @@ class RLM(dspy.RLM):
             inputs: the signature's input fields; a `ContextRef` stands for its text.
 
         Returns:
-            The output fields, `trajectory` (a list of reasoning, code and output),
-            `final_reasoning` and `stop`.
+            The output fields, `trajectory` (a list of reasoning, code and output), `trail` (the
+            same steps with time, spending and queries, see `trail.Step`), `final_reasoning` and
+            `stop`.
 
         Raises:
             ValueError: inputs that the signature does not declare, or missing ones.
@@ -172,7 +168,7 @@ class RLM(dspy.RLM):
     ) -> dspy.Prediction:
         self._validate_inputs(dict(inputs))
         factory = factory or _usual(resolve_interpreter_factory(self._interpreter_factory))
-        return _Run(self, factory, inputs, Budget(self.recursion)).answer()
+        return _Run(self, factory, inputs, Budget(self.recursion), depth=depth()).answer()
 
     def render_protocol(self, factory: InterpreterFactory, *, recursive: bool) -> str:
         """The part of the action prompt that is never learned: live limits, tools, sandbox.
@@ -237,6 +233,8 @@ class _Run:
         factory: InterpreterFactory,
         inputs: Mapping[str, Any],
         budget: Budget,
+        *,
+        depth: int,
     ) -> None:
         self.program = program
         self.factory = factory
@@ -249,7 +247,8 @@ class _Run:
         self.arguments: dict[str, Any] = {}
         self.variables = [v.format() for v in program._build_variables(**dict(inputs))]
         self.history = REPLHistory(max_output_chars=program.max_output_chars)
-        self.depth = depth()
+        self.trail = Trail()
+        self.depth = depth
         self.compaction = 0
         self.restarts = 0
 
@@ -258,7 +257,7 @@ class _Run:
             found = self._turns()
         except (dspy.LMError, CodeInterpreterError) as error:
             # Paid for, so the caller may store it.
-            error.trajectory = self._trajectory()
+            error.trajectory = self.trail.steps
             raise
         if isinstance(found, dspy.Prediction):
             return found
@@ -362,6 +361,7 @@ class _Run:
             emit("final", str(outputs), outputs=outputs)
         return dspy.Prediction(
             trajectory=self._trajectory(),
+            trail=self.trail.steps,
             final_reasoning=action.reasoning,
             stop="submitted",
             **outputs,
@@ -386,6 +386,7 @@ class _Run:
             emit("final", str(outputs), outputs=outputs, stop=stop)
         return dspy.Prediction(
             trajectory=self._trajectory(),
+            trail=self.trail.steps,
             final_reasoning="Extracted from the trajectory.",
             stop=stop,
             **outputs,
@@ -400,6 +401,7 @@ class _Run:
             depth=self.depth,
             sub_lm=self.program.sub_lm,
             ask_child=self._ask_child,
+            note=self.trail.note,
         )
         tools = queries.functions() | {
             name: self.program._make_interpreter_tool(tool)
@@ -433,12 +435,28 @@ class _Run:
             context = max(texts, key=len) if texts else next(iter(self.inputs.values()))
         lm = program.sub_lm or dspy.settings.get(SUB_LM_SETTING) or dspy.settings.lm
         inputs = {"context": context, "query": query}
+        below = self.depth + 1
+        answer, stop = "", "error"
         # A trace of its own: optimizers must not take a child's steps for the root's.
-        with dspy.context(lm=lm, trace=[], **{DEPTH_SETTING: self.depth + 1}):
+        with account() as spent, dspy.context(lm=lm, trace=[], **{DEPTH_SETTING: below}):
             emit("child_start", query)
-            found = _Run(program.make_child(), self.factory, inputs, self.budget).answer()
-            answer = "" if found.answer is None else str(found.answer)
-            emit("child_end", answer, stop=found.stop, turns=len(found.trajectory))
+            child = _Run(program.make_child(), self.factory, inputs, self.budget, depth=below)
+            try:
+                found = child.answer()
+                answer, stop = "" if found.answer is None else str(found.answer), found.stop
+            finally:
+                self.trail.note(
+                    RlmQuery(
+                        kind="rlm",
+                        query=query,
+                        context_chars=len(context) if isinstance(context, str) else 0,
+                        answer=answer,
+                        stop=stop,
+                        steps=child.trail.steps,
+                        **spent(),
+                    )
+                )
+            emit("child_end", answer, stop=stop, turns=len(child.trail.steps))
         return answer
 
     @contextmanager
@@ -455,6 +473,7 @@ class _Run:
     def _append(self, reasoning: str | None, code: str | None, output: str) -> None:
         shown = self.program._format_output(output)
         self.history = self.history.append(reasoning=reasoning or "", code=code or "", output=shown)
+        self.trail.end_step(reasoning or "", code or "", shown)
 
     def _trajectory(self) -> list[dict[str, str]]:
         return [entry.model_dump() for entry in self.history]

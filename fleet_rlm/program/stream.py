@@ -15,17 +15,11 @@ from dspy.utils.callback import BaseCallback
 
 from fleet_rlm.errors import one_line
 from fleet_rlm.ledger import Ledger
+from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
 from fleet_rlm.program.context_ref import shorten
-from fleet_rlm.program.events import (
-    CANCEL_SETTING,
-    EVENTS_SETTING,
-    Cancelled,
-    CancelScope,
-    Event,
-    emit,
-)
-from fleet_rlm.program.queries import SHOWN_CHARS
+from fleet_rlm.program.events import EVENTS_SETTING, Event, emit
+from fleet_rlm.program.trail import SHOWN_CHARS
 
 WAITING = 256
 """Events that wait for a slow reader before the program itself has to wait."""

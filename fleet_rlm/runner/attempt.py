@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import dspy
 from dspy.primitives.code_interpreter import CodeInterpreter, CodeInterpreterError
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from fleet_rlm.errors import (
+    BudgetExhausted,
     DataError,
     LimitReached,
     ProgramError,
@@ -22,12 +23,14 @@ from fleet_rlm.errors import (
     boundary,
     one_line,
 )
-from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.ledger import Ledger, Limits, Purse
+from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope
 from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.program.queries import SUB_LM_SETTING
-from fleet_rlm.runner.record import ErrorInfo, Record, Status
+from fleet_rlm.runner.record import LIMIT_NAMES, ErrorInfo, Key, Record, Status
 from fleet_rlm.sandbox.redact import Redactor
-from fleet_rlm.scoring import blind_scores, score
+from fleet_rlm.scoring import blind_scores, is_judged, score
+from fleet_rlm.scoring.judge import Judge
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.sample import Sample
 from fleet_rlm.suites.seal import withheld
@@ -49,15 +52,26 @@ class Job(NamedTuple):
     planned: PlannedSample
     epoch: int
 
+    @property
+    def key(self) -> Key:
+        return Key(self.planned.id, self.epoch)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one attempt gives the writer."""
+    """What one attempt gives the writer: a record, or why there is none and the sample is owed."""
 
-    record: Record
-    trajectory: dict[str, Any]
-    misconfigured: str | None = None
-    """Set when the model's service refused the configuration: the run should stop."""
+    key: Key
+    record: Record | None = None
+    trajectory: Mapping[str, Any] | None = None
+    usage: Mapping[str, Mapping[str, float]]
+    """What was spent, by role; also without a record."""
+
+    abandoned: Literal["", "cancelled", "budget", "misconfigured"] = ""
+    """Why there is no record."""
+
+    why: str = ""
+    """The message that goes with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +83,14 @@ class Bench:
     sub: MeteredLM
     limits: Limits
     redactor: Redactor
+    purse: Purse | None = None
+    """What the whole run may spend."""
+
     interpreter_factory: Callable[[], CodeInterpreter] | None
     """None for programs that run no code."""
+
+    judge: MeteredLM | None = None
+    """Gives the official score of judged tasks."""
 
 
 class Reply(NamedTuple):
@@ -81,65 +101,155 @@ class Reply(NamedTuple):
     """"submitted", "answered", or why it ended before that."""
 
     steps: list[dict[str, Any]]
-    """Turns with the REPL: reasoning, code, output."""
+    """Turns with the REPL, as `trail.Step`; what another program calls its trajectory."""
 
     reasoning: str
 
 
-def attempt(job: Job, bench: Bench) -> Outcome:
-    """Run one sample once.
+class Attempt:
+    """One attempt at one sample. `run` in one thread; everything else from any thread."""
 
-    Never raises for a failing sample: failures of data, model, sandbox, program and scorer become a
-    typed error on the record. A limit is a result: what the program has by then is scored.
-    """
-    ledger = Ledger(bench.limits)
-    planned = job.planned
-    reply = Reply("", "error", [], "")
-    scores: dict[str, Any] = {}
-    failure: SampleError | None = None
-    sample: Sample | None = None
-    try:
-        with boundary(DataError, f"building sample {planned.id}"):
-            sample = planned.build()
-        reply = ask(bench, {"context": sample.context, "query": sample.query}, ledger)
-        scores = _score(planned, sample, reply.answer)
-    except SampleError as error:
-        failure = error
-        # Steps that were paid for are kept, though the sample has no score.
-        reply = reply._replace(steps=getattr(error.__cause__, "trajectory", reply.steps))
-    clean = withheld if planned.is_sealed else bench.redactor.clean
-    record = Record(
-        sample=planned.id,
-        epoch=job.epoch,
-        task=planned.task,
-        cluster=planned.cluster,
-        length=planned.length,
-        status=_status(failure, reply.stop),
-        stop="error" if failure else reply.stop,
-        answer=None if failure else clean(reply.answer)[:ANSWER_CHARS],
-        tokens=sample.tokens if sample else 0,
-        turns=len(reply.steps),
-        seconds=round(ledger.seconds, 3),
-        usage={role: usage.to_json() for role, usage in ledger.by_role.items()},
-        error=_info(failure, clean) if failure else None,
-        **scores,
-    )
-    cause = failure.__cause__ if failure else None
-    return Outcome(
-        record=record,
-        trajectory={
-            "sample": planned.id,
-            "epoch": job.epoch,
-            "query": clean(sample.query) if sample else None,
-            "answer": clean(reply.answer),
-            "stop": record.stop,
-            "reasoning": clean(reply.reasoning),
-            "steps": [
-                {name: clean(str(text)) for name, text in step.items()} for step in reply.steps
-            ],
-        },
-        misconfigured=clean(one_line(str(cause))) if isinstance(cause, MISCONFIGURED) else None,
-    )
+    def __init__(self, job: Job, bench: Bench) -> None:
+        self.job = job
+        self.ledger = Ledger(bench.limits, purse=bench.purse)
+        self._bench = bench
+        self._scope = CancelScope()
+        self._timed_out = ""
+        self._sample: Sample | None = None
+
+    def run(self) -> Outcome:
+        """Build the sample, ask the program, score the answer.
+
+        Never raises for a failing sample: failures of data, model, sandbox, program and scorer
+        become a typed error on the record. A limit is a result: what the program has by then is
+        scored. Without a record are attempts that were cancelled or that met a cap of the run, and
+        those whose model refuses the configuration.
+        """
+        try:
+            return self._run()
+        except Cancelled:
+            if self._timed_out:
+                return self._outcome(Reply("", self._timed_out, [], ""))
+            return self._abandoned("cancelled", "")
+        except BudgetExhausted as error:
+            return self._abandoned("budget", str(error))
+
+    def cancel(self) -> None:
+        """Cut it off: its model calls end, its code is interrupted, it has no record."""
+        self._scope.cancel()
+
+    def time_out(self) -> None:
+        """Cut it off because it does not heed its time limit; that is a result."""
+        limits = self._bench.limits
+        wall = limits.wall_s is not None and self.ledger.seconds >= limits.wall_s
+        self._timed_out = "wall" if wall else "working"
+        self._scope.cancel()
+
+    def give_up(self) -> Outcome:
+        """The outcome of a program that does not even end when it is cut off."""
+        return self._outcome(Reply("", self._timed_out or "working", [], ""))
+
+    @property
+    def over_s(self) -> float:
+        """Seconds past the sample's time limit; negative before it."""
+        limits = self._bench.limits
+        over = [-1.0]
+        if limits.wall_s is not None:
+            over.append(self.ledger.seconds - limits.wall_s)
+        if limits.working_s is not None:
+            over.append(self.ledger.working_s - limits.working_s)
+        return max(over)
+
+    def _run(self) -> Outcome:
+        planned = self.job.planned
+        reply = Reply("", "error", [], "")
+        try:
+            with boundary(DataError, f"building sample {planned.id}"):
+                self._sample = planned.build()
+            # A long text takes seconds to write; the program has its whole time all the same.
+            self.ledger.restart()
+            inputs = {"context": self._sample.context, "query": self._sample.query}
+            with dspy.context(**{CANCEL_SETTING: self._scope}):
+                reply = ask(self._bench, inputs, self.ledger)
+            return self._outcome(reply)
+        except SampleError as error:
+            if isinstance(error.__cause__, MISCONFIGURED):
+                return self._abandoned("misconfigured", one_line(str(error.__cause__)))
+            # Steps that were paid for are kept, though the sample has no score.
+            steps = getattr(error.__cause__, "trajectory", reply.steps)
+            return self._outcome(reply._replace(steps=steps), error)
+
+    def _outcome(self, reply: Reply, failure: SampleError | None = None) -> Outcome:
+        planned, sample = self.job.planned, self._sample
+        clean, clean_data = self._cleaners
+        scores: dict[str, Any] = {}
+        if failure is None and sample is None:
+            failure = DataError(f"building sample {planned.id} took longer than the time limit")
+        elif failure is None and sample is not None:
+            try:
+                scores = _score(planned, sample, reply.answer, self._bench.judge, self.ledger)
+            except SampleError as error:
+                failure = error
+        record = Record(
+            sample=planned.id,
+            epoch=self.job.epoch,
+            task=planned.task,
+            cluster=planned.cluster,
+            length=planned.length,
+            status=_status(failure, reply.stop),
+            stop="error" if failure else reply.stop,
+            answer=None if failure else clean(reply.answer)[:ANSWER_CHARS],
+            tokens=sample.tokens if sample else 0,
+            turns=len(reply.steps),
+            seconds=round(self.ledger.seconds, 3),
+            working_s=round(self.ledger.working_s, 3),
+            usage=self._usage(),
+            limit=None if failure else self._met_limit(reply.stop),
+            error=_info(failure, clean) if failure else None,
+            **scores,
+        )
+        return Outcome(
+            key=self.job.key,
+            record=record,
+            usage=record.usage,
+            trajectory={
+                "sample": planned.id,
+                "epoch": self.job.epoch,
+                "query": clean(sample.query) if sample else None,
+                "answer": clean(reply.answer),
+                "stop": record.stop,
+                "reasoning": clean(reply.reasoning),
+                "steps": clean_data(reply.steps),
+            },
+        )
+
+    def _abandoned(
+        self, abandoned: Literal["cancelled", "budget", "misconfigured"], why: str
+    ) -> Outcome:
+        clean, _ = self._cleaners
+        return Outcome(key=self.job.key, usage=self._usage(), abandoned=abandoned, why=clean(why))
+
+    @property
+    def _cleaners(self) -> tuple[Callable[[str], str], Callable[[Any], Any]]:
+        """What every text and all data pass before they are stored."""
+        if self.job.planned.is_sealed:
+            return withheld, withheld
+        return self._bench.redactor.clean, self._bench.redactor.clean_data
+
+    def _met_limit(self, stop: str) -> float | None:
+        """The sample's limit behind a `stop`; a program may have limits of its own."""
+        limits, spent = self._bench.limits, self.ledger.total
+        used = {
+            "working": self.ledger.working_s,
+            "wall": self.ledger.seconds,
+            "tokens": spent.tokens,
+            "usd": spent.usd,
+        }
+        limit: float | None = getattr(limits, LIMIT_NAMES[stop]) if stop in used else None
+        return limit if limit is not None and used[stop] >= limit else None
+
+    def _usage(self) -> dict[str, dict[str, float]]:
+        return {role: usage.to_json() for role, usage in self.ledger.by_role.items()}
 
 
 def ask(bench: Bench, inputs: Mapping[str, Any], ledger: Ledger) -> Reply:
@@ -147,16 +257,20 @@ def ask(bench: Bench, inputs: Mapping[str, Any], ledger: Ledger) -> Reply:
 
     Raises:
         SampleError: the model's service, the sandbox or the program failed; limits do not raise.
+        BudgetExhausted: a cap of the run is met.
+        Cancelled: the caller's scope was cancelled.
     """
     with bench_context(bench, ledger):
         try:
             found = bench.program(**inputs)
+        except BudgetExhausted:
+            raise
         except Exception as error:  # noqa: BLE001 - the one place where a program's failure is captured
             return _reply_after(error)
     return Reply(
         answer="" if (answer := found.get("answer")) is None else str(answer),
         stop=str(found.get("stop") or "answered"),
-        steps=list(found.get("trajectory") or []),
+        steps=list(found.get("trail") or found.get("trajectory") or []),
         reasoning=str(found.get("final_reasoning") or found.get("reasoning") or ""),
     )
 
@@ -194,19 +308,36 @@ def bench_context(bench: Bench, ledger: Ledger) -> Iterator[None]:
         yield
 
 
-def headline_score(answer: str, planned: PlannedSample) -> float:
+def headline_score(answer: str, planned: PlannedSample, judge: Judge | None = None) -> float:
     """The record's score of an answer, in [0, 1].
 
     Raises:
         ScorerError: the rule failed.
     """
-    found = score(answer, planned.build().question, task_rule=planned.rule)
+    found = score(answer, planned.build().question, task_rule=planned.rule, judge=judge)
     return found.official if planned.headline == "official" else found.robust
 
 
-def _score(planned: PlannedSample, sample: Sample, answer: str) -> dict[str, Any]:
+def make_judge(model: MeteredLM, ledger: Ledger) -> Judge:
+    """A judge whose spending `ledger` books, past the sample's limits too.
+
+    What is judged is paid for already, and without a verdict it has no score.
+    """
+
+    def ask(prompt: str) -> str:
+        with dspy.context(trace=[], **{LEDGER_SETTING: ledger}), ledger.grace():
+            (reply,) = model(prompt)
+        return reply if isinstance(reply, str) else str(reply.get("text") or "")
+
+    return Judge(model.model, ask)
+
+
+def _score(
+    planned: PlannedSample, sample: Sample, answer: str, model: MeteredLM | None, ledger: Ledger
+) -> dict[str, Any]:
+    judge = make_judge(model, ledger) if model and is_judged(planned.rule) else None
     with boundary(ScorerError, f"scoring sample {sample.id}"):
-        found = score(answer, sample.question, task_rule=planned.rule)
+        found = score(answer, sample.question, task_rule=planned.rule, judge=judge)
         blind = blind_scores(sample.question, task_rule=planned.rule)
     return {
         "score": found.official if planned.headline == "official" else found.robust,

@@ -12,19 +12,26 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import UsageError
-from fleet_rlm.ledger import Limits
-from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.errors import UsageError, one_line
+from fleet_rlm.ledger import Caps, Limits
+from fleet_rlm.lm.connect import specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.program.registry import Entry
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
-from fleet_rlm.runner.record import last_records
-from fleet_rlm.runner.run import Plan, run_arm
-from fleet_rlm.runner.store import repair_and_read
+from fleet_rlm.runner.record import Key, last_records
+from fleet_rlm.runner.run import Effort, Plan, run_arm
+from fleet_rlm.runner.store import (
+    read_abandoned,
+    read_columns,
+    read_trajectory,
+    repair_and_read,
+)
+from fleet_rlm.runner.summary import summarize
 from fleet_rlm.sandbox import levels
+from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -46,14 +53,20 @@ class Run:
         """One row per sample and epoch: the record that counts, its usage summed over roles."""
         import pandas
 
-        rows = []
-        for record in last_records(repair_and_read(self.folder / "records.jsonl")).values():
-            row = record.to_json()
-            usage = row.pop("usage").values()
-            for name in ("calls", "input_tokens", "output_tokens", "usd"):
-                row[name] = sum(spent[name] for spent in usage)
-            rows.append(row)
-        return pandas.DataFrame(rows)
+        columns = read_columns(self.folder / "records.jsonl")
+        return pandas.DataFrame(columns)
+
+    def trajectory(self, sample: str, epoch: int = 0) -> dict[str, Any]:
+        """What one attempt did: `steps` as `program.trail.Step`, query, answer and stop.
+
+        Raises:
+            UsageError: no such sample, or it has no trajectory.
+        """
+        records = last_records(repair_and_read(self.folder / "records.jsonl"))
+        record = records.get(Key(sample, epoch))
+        if record is None:
+            raise UsageError(f"{self.folder} has no record of sample {sample!r}, epoch {epoch}.")
+        return read_trajectory(self.folder, record)
 
 
 def evaluate(
@@ -62,13 +75,17 @@ def evaluate(
     *,
     model: str | None = None,
     sub_model: str | None = None,
+    judge: str | None = None,
+    allow_same_judge: bool = False,
     settings: Mapping[str, int] | None = None,
     overrides: Mapping[str, Any] | None = None,
     limit: int | None = None,
     epochs: int = 1,
     concurrency: int | None = None,
+    workers: int | None = None,
     sandbox: str | None = None,
     limits: Limits | None = None,
+    caps: Caps | None = None,
     out: Path | str | None = None,
     display: str = "none",
 ) -> Run:
@@ -84,13 +101,18 @@ def evaluate(
             then fleet.toml, then the default, as on the command line; keys come from the
             environment only.
         sub_model: model of sub-queries; the root model when absent.
+        judge: model that scores judged tasks; it must be none of the others.
+        allow_same_judge: let it be one of them all the same.
         settings: recursion settings of a program given by name.
         overrides: suite keys, as `--set` takes them.
         limit: at most this many samples, spread over tasks and lengths.
         epochs: independent repetitions.
         concurrency: samples in flight.
+        workers: processes; as many as pay for a program given by name, one for an object, when
+            absent.
         sandbox: "auto" or the name of a level.
         limits: what one sample may use.
+        caps: what the whole run may use, over all of its sessions.
         out: run folder; named by what runs, in ./runs, when absent.
         display: progress on stderr: "auto", "live", "plain" or "none".
 
@@ -100,6 +122,8 @@ def evaluate(
     Raises:
         UsageError: unknown names, malformed suite, no key, unwritable folder.
         SandboxUnavailable: the program runs code and no isolation holds here.
+        BudgetExhausted: a cap is met; what is finished is stored, and the same call with a higher
+            cap goes on.
     """
     project = project_dir(Path.cwd())
     if not isinstance(suite, Suite):
@@ -117,30 +141,55 @@ def evaluate(
         sub=sub,
         sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
         limits=limits or Limits(),
+        judge=specify_judge(judge, resolved, os.environ) if judge else None,
     )
+    if judge:
+        check_independent(judge, {"root": root.name, "sub": sub.name}, allow_same=allow_same_judge)
     plan = Plan(suite=suite, samples=suite.plan(limit=limit), epochs=epochs)
     runs_dir = project / resolved.config.runs_dir
     folder = Path(out) if out is not None else run_folder(runs_dir, arm, suite)
     progress = make_progress(display, suite.name)
-    run_arm(arm, plan, folder, concurrency=resolved.config.concurrency, progress=progress)
+    effort = Effort(
+        concurrency=resolved.config.concurrency,
+        workers=workers or (None if isinstance(program, str) else 1),
+        caps=caps or Caps(),
+    )
+    finished = run_arm(arm, plan, folder, effort=effort, progress=progress)
+    if finished.budget is not None:
+        raise finished.budget
     return open_run(folder)
 
 
 def open_run(path: Path | str) -> Run:
-    """Open a stored run.
+    """Open a stored run; of one that was killed, the summary is made from its records.
 
     Raises:
         UsageError: the folder is not a run, or a file of it cannot be read.
     """
     folder = Path(path)
-    try:
-        lock, summary = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("run.json", "summary.json")
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not a finished run: {error}", fix="fleet-eval run") from None
+    lock = _read(folder / "run.json")
+    if lock is None:
+        raise UsageError(f"{folder} is not the folder of a run.", fix="fleet-eval run")
+    summary = _read(folder / "summary.json") or _summary_of(folder, lock)
     return Run(folder=folder, summary=summary, lock=lock)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Cannot read {path}: {one_line(str(error), 120)}") from None
+    return content
+
+
+def _summary_of(folder: Path, lock: dict[str, Any]) -> dict[str, Any]:
+    records = repair_and_read(folder / "records.jsonl")
+    # What was planned is known by number only: what is missing has no record to be known by.
+    planned = list(last_records(records))
+    planned += [Key("", -1 - n) for n in range(lock["planned"] - len(planned))]
+    return summarize(lock, records, planned, 0.0, read_abandoned(folder))
 
 
 def _named(

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+import numpy as np
+
+from fleet_rlm.board import Column, Head
 from fleet_rlm.errors import UsageError
-from fleet_rlm.runner.record import Record
+from fleet_rlm.runner.budget import RunPurse
+from fleet_rlm.runner.record import Record, total_usage
+from fleet_rlm.statistics.clustered import mean_interval
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-Display = Literal["auto", "live", "plain", "none"]
-DISPLAYS: tuple[Display, ...] = ("auto", "live", "plain", "none")
+Display = Literal["auto", "live", "plain", "json", "none"]
+DISPLAYS: tuple[Display, ...] = ("auto", "live", "plain", "json", "none")
 
 PLAIN_SHARE = 0.1
 PLAIN_SECONDS = 30.0
+INTERVAL_S = 1.0
+"""How often the interval of a running score is computed anew."""
 
 
 class Tally:
@@ -29,7 +38,10 @@ class Tally:
         self.total = self.done = self.errors = self.in_flight = 0
         self.fresh = 0
         self.usd = 0.0
-        self.scores: list[float] = []
+        self._purse: RunPurse | None = None
+        self._scores: dict[str, list[float]] = {}
+        self._clusters: dict[str, str] = {}
+        self._margin: tuple[float, float | None] = (-INTERVAL_S, None)
         self._clock = clock
         self._started = clock()
 
@@ -39,6 +51,9 @@ class Tally:
         for record in settled:
             self._count(record)
 
+    def watch(self, purse: RunPurse) -> None:
+        self._purse = purse
+
     def add(self, record: Record, in_flight: int) -> None:
         self.fresh += 1
         self.in_flight = in_flight
@@ -46,30 +61,90 @@ class Tally:
 
     def _count(self, record: Record) -> None:
         self.done += 1
-        self.usd += sum(usage["usd"] for usage in record.usage.values())
+        self.usd += total_usage(record.usage).usd
         if record.score is None:
             self.errors += 1
         else:
-            self.scores.append(record.score)
+            self._scores.setdefault(record.sample, []).append(record.score)
+            self._clusters[record.sample] = record.cluster
 
     @property
     def seconds(self) -> float:
         return self._clock() - self._started
 
+    @property
+    def score(self) -> float | None:
+        """Mean over the samples scored so far."""
+        return fmean(map(fmean, self._scores.values())) if self._scores else None
+
+    @property
+    def margin(self) -> float | None:
+        """Half of the 95 % interval, by context; None below two contexts."""
+        at, known = self._margin
+        if self._clock() - at >= INTERVAL_S:
+            means = np.array([fmean(found) for found in self._scores.values()])
+            interval = mean_interval(means, [self._clusters[name] for name in self._scores])
+            known = None if interval is None else (interval.high - interval.low) / 2
+            self._margin = (self._clock(), known)
+        return known
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the end at the pace so far; None before there is one."""
+        left = self.total - self.done
+        return self.seconds / self.fresh * left if self.fresh and left else None
+
+    def figures(self) -> dict[str, Any]:
+        """Everything, for machines."""
+        return {
+            "done": self.done,
+            "total": self.total,
+            "errors": self.errors,
+            "in_flight": self.in_flight,
+            "score": self.score,
+            "margin": self.margin if self._scores else None,
+            "usd": self._usd,
+            "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
+            **self._live(),
+        }
+
     def line(self) -> str:
-        """One line: how far, how good, how dear, how long."""
+        """One line: how far, how good, how dear, what is open, how long."""
         parts = [f"{self.title}  {self.done}/{self.total}"]
-        if self.scores:
-            parts.append(f"score {fmean(self.scores):.3f}")
-        parts.append(f"${self.usd:.4f}")
+        if (score := self.score) is not None:
+            margin = self.margin
+            # Two contexts give margins of several points: nothing is known yet.
+            known = margin is not None and margin < 1
+            parts.append(f"score {score:.3f}" + (f" ±{margin:.3f}" if known else ""))
+        cap = self._purse.caps.usd if self._purse else None
+        parts.append(f"${self._usd:.4f}" + ("" if cap is None else f" of {cap:g}"))
         if self.errors:
             parts.append(f"{self.errors} errors")
+        live = self._live()
         if self.in_flight:
             parts.append(f"{self.in_flight} in flight")
-        left = self.total - self.done
-        if self.fresh and left:
-            parts.append(f"eta {_duration(self.seconds / self.fresh * left)}")
+        if live.get("sandboxes"):
+            parts.append(f"{live['sandboxes']} sandboxes")
+        if live.get("call_limit"):
+            parts.append(f"[throttled to {live['call_limit']} calls, {live['waiting']} waiting]")
+        if (eta_s := self.eta_s) is not None:
+            parts.append(f"eta {_duration(eta_s)}")
         return "  ".join(parts)
+
+    @property
+    def _usd(self) -> float:
+        return self._purse.usd if self._purse else self.usd
+
+    def _live(self) -> dict[str, int]:
+        if self._purse is None:
+            return {}
+        board = self._purse.board
+        return {
+            "calls_in_flight": int(board.total(Column.IN_FLIGHT)),
+            "waiting": int(board.total(Column.WAITING)),
+            "sandboxes": int(board.total(Column.SANDBOXES)),
+            "call_limit": int(board.read(Head.LIMIT)),
+        }
 
 
 class SilentProgress:
@@ -79,6 +154,8 @@ class SilentProgress:
         self._stream = stream
 
     def started(self, total: int, settled: Sequence[Record]) -> None: ...
+
+    def watch(self, purse: RunPurse) -> None: ...
 
     def recorded(self, record: Record, in_flight: int) -> None: ...
 
@@ -102,6 +179,9 @@ class PlainProgress(SilentProgress):
         kept = f", {len(settled)} already done" if settled else ""
         self.say(f"{self._tally.title}: {total} samples{kept}")
         self._said_done = self._tally.done
+
+    def watch(self, purse: RunPurse) -> None:
+        self._tally.watch(purse)
 
     def recorded(self, record: Record, in_flight: int) -> None:
         tally = self._tally
@@ -133,6 +213,9 @@ class LiveProgress(SilentProgress):
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=8)
         self._live.start()
 
+    def watch(self, purse: RunPurse) -> None:
+        self._tally.watch(purse)
+
     def recorded(self, record: Record, in_flight: int) -> None:
         self._tally.add(record, in_flight)
         if record.error:
@@ -156,6 +239,38 @@ class LiveProgress(SilentProgress):
         return row
 
 
+class JsonProgress(SilentProgress):
+    """One JSON object a line, for programs that watch a run."""
+
+    def __init__(self, tally: Tally, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._tally = tally
+
+    def started(self, total: int, settled: Sequence[Record]) -> None:
+        self._tally.start(total, settled)
+        self._print("started", suite=self._tally.title, settled=len(settled))
+
+    def watch(self, purse: RunPurse) -> None:
+        self._tally.watch(purse)
+
+    def recorded(self, record: Record, in_flight: int) -> None:
+        self._tally.add(record, in_flight)
+        kept = ("sample", "epoch", "status", "stop", "score", "seconds")
+        about = {name: getattr(record, name) for name in kept}
+        error = None if record.error is None else asdict(record.error)
+        self._print("record", record=about | {"error": error})
+
+    def say(self, message: str) -> None:
+        self._print("message", message=message)
+
+    def ended(self) -> None:
+        self._print("ended")
+
+    def _print(self, event: str, **data: Any) -> None:
+        line = {"event": event, **data, **self._tally.figures()}
+        print(json.dumps(line), file=self._stream, flush=True)
+
+
 def make_progress(display: str, title: str, stream: TextIO | None = None) -> SilentProgress:
     """The display that `--display` names; "auto" is live on a terminal and plain without one.
 
@@ -169,8 +284,8 @@ def make_progress(display: str, title: str, stream: TextIO | None = None) -> Sil
         display = "live" if stream.isatty() else "plain"
     if display == "none":
         return SilentProgress(stream)
-    tally = Tally(title)
-    return LiveProgress(tally, stream) if display == "live" else PlainProgress(tally, stream)
+    kinds = {"live": LiveProgress, "plain": PlainProgress, "json": JsonProgress}
+    return kinds[display](Tally(title), stream)
 
 
 def _duration(seconds: float) -> str:

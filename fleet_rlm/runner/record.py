@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
+from fleet_rlm.ledger import Limits, Usage
+
 Status = Literal["scored", "limit", "error"]
+
+SCHEMA = 2
+"""Version of a line; older ones are read through `_MIGRATIONS`."""
+
+LIMIT_NAMES = {"working": "working_s", "wall": "wall_s", "tokens": "tokens", "usd": "usd"}
+"""How a record names a limit of the sample in `stop` -> its name in `ledger.Limits`."""
 
 
 class Key(NamedTuple):
@@ -73,8 +81,16 @@ class Record:
     """Turns with the REPL; 0 for a program without one."""
 
     seconds: float = 0.0
+    """From the start of the attempt to its end."""
+
+    working_s: float = 0.0
+    """The part of `seconds` in which no call waited for a rate limit."""
+
     usage: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Role -> calls, input_tokens, output_tokens and usd of this attempt."""
+    """Role -> what this attempt spent, as `ledger.Usage.to_json`."""
+
+    limit: float | None = None
+    """The sample's limit that `stop` names, in its unit; None when none of them ended it."""
 
     error: ErrorInfo | None = None
     trajectory: str | None = None
@@ -85,17 +101,48 @@ class Record:
         return Key(self.sample, self.epoch)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"schema": SCHEMA, **{name: getattr(self, name) for name in _FIELDS}} | {
+            "error": asdict(self.error) if self.error else None
+        }
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Record:
-        """Read one line back.
+        """Read one line back, whichever version wrote it.
 
         Raises:
             TypeError: a field is missing or unknown.
+            ValueError: a newer version wrote it.
         """
+        line = migrate(line)
         error = line.get("error")
         return cls(**{**line, "error": ErrorInfo(**error) if error else None})
+
+
+_FIELDS = tuple(item.name for item in fields(Record))
+
+
+def migrate(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of any version as one of this version, without its version.
+
+    Raises:
+        ValueError: a newer version wrote it.
+    """
+    found = dict(line)
+    version = found.pop("schema", 1)
+    if version not in (*_MIGRATIONS, SCHEMA):
+        raise ValueError(f"schema {version} was written by another version of fleet-rlm")
+    for step in range(version, SCHEMA):
+        found = _MIGRATIONS[step](found)
+    return found
+
+
+def _from_1(line: dict[str, Any]) -> dict[str, Any]:
+    # Version 1 knew no waits: all of its time was working time.
+    usage = {role: Usage.from_json(spent).to_json() for role, spent in line["usage"].items()}
+    return line | {"working_s": line.get("seconds", 0.0), "usage": usage}
+
+
+_MIGRATIONS = {1: _from_1}
 
 
 def last_records(records: Iterable[Record]) -> dict[Key, Record]:
@@ -103,16 +150,36 @@ def last_records(records: Iterable[Record]) -> dict[Key, Record]:
     return {record.key: record for record in records}
 
 
+def total_usage(by_role: Mapping[str, Mapping[str, float]]) -> Usage:
+    """What all roles spent together."""
+    return sum(map(Usage.from_json, by_role.values()), Usage())
+
+
 def owed(
-    planned: Sequence[Key], records: Iterable[Record], *, retry: Collection[str] = ()
+    planned: Sequence[Key],
+    records: Iterable[Record],
+    *,
+    retry: Collection[str] = (),
+    limits: Limits | None = None,
 ) -> list[Key]:
     """Keys still to run, in planned order.
 
-    A key is settled by its last record, unless that is an error whose boundary is in `retry`.
+    A key is settled by its last record, unless that is an error whose boundary is in `retry`, or it
+    ended at a limit of the sample that is higher now: with more it might have gone on.
     """
     last = last_records(records)
     return [
         key
         for key in planned
-        if (record := last.get(key)) is None or (record.error and record.error.boundary in retry)
+        if (record := last.get(key)) is None
+        or (record.error and record.error.boundary in retry)
+        or (limits is not None and _has_more(record, limits))
     ]
+
+
+def _has_more(record: Record, limits: Limits) -> bool:
+    """Whether the limit that ended a record is higher now, or gone."""
+    if record.limit is None:
+        return False
+    limit = getattr(limits, LIMIT_NAMES[record.stop])
+    return limit is None or record.limit < limit

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleet_rlm.errors import UsageError
+from fleet_rlm.board import Board
+from fleet_rlm.errors import BudgetExhausted, UsageError
+from fleet_rlm.ledger import Caps
 from fleet_rlm.lm.connect import connect
+from fleet_rlm.lm.throttle import Gate
 from fleet_rlm.runner.arm import Arm, lock
-from fleet_rlm.runner.attempt import Bench, Job, Outcome, attempt
-from fleet_rlm.runner.executor import StopFlag, execute, stop_on_signals
-from fleet_rlm.runner.record import Key, Record, last_records, owed
-from fleet_rlm.runner.store import SCHEMA, RunStore
+from fleet_rlm.runner.attempt import Bench, Job, Outcome
+from fleet_rlm.runner.budget import Before, Reserve, RunPurse
+from fleet_rlm.runner.executor import (
+    Done,
+    Shard,
+    StopFlag,
+    ThreadShard,
+    execute,
+    stop_on_signals,
+)
+from fleet_rlm.runner.record import Key, Record, last_records, owed, total_usage
+from fleet_rlm.runner.store import SCHEMA, RunStore, write_trajectory
 from fleet_rlm.runner.summary import summarize
+from fleet_rlm.runner.worker import ProcessShard, Setup
 from fleet_rlm.sandbox.redact import Redactor
+from fleet_rlm.scoring import is_judged
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.suite import Suite
+
+SAMPLES_A_WORKER = 48
+"""Samples in flight from which a further process pays; measured, see docs/performance.md."""
 
 CELL_SECONDS = 120.0
 """Longest that one piece of generated code may compute, model calls not counted."""
@@ -44,6 +61,9 @@ class Progress(Protocol):
     """Watches a run; called from the thread that runs it."""
 
     def started(self, total: int, settled: Sequence[Record]) -> None: ...
+    def watch(self, purse: RunPurse) -> None:
+        """Show what is spent of the caps and what is in flight, from the purse's board."""
+
     def recorded(self, record: Record, in_flight: int) -> None: ...
     def say(self, message: str) -> None: ...
     def ended(self) -> None: ...
@@ -56,6 +76,31 @@ class Finished:
     folder: Path
     summary: dict[str, Any]
     interrupted: bool
+    budget: BudgetExhausted | None = None
+    """Set when a cap of the run ended it; the same command with a higher cap goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How hard a run tries; nothing of it changes a score."""
+
+    concurrency: int = 8
+    """Samples in flight."""
+
+    workers: int | None = None
+    """Processes; None for as many as cores where there are enough samples in flight for them."""
+
+    caps: Caps = field(default_factory=Caps)
+    retry: Sequence[str] = ()
+    """Error boundaries whose samples are run again."""
+
+    def processes(self, owed: int) -> int:
+        """Processes to use for so many samples."""
+        if self.workers is not None:
+            return self.workers
+        busy = min(self.concurrency, owed)
+        cores = len(os.sched_getaffinity(0))
+        return max(1, min(cores, busy // SAMPLES_A_WORKER))
 
 
 def run_arm(
@@ -63,9 +108,9 @@ def run_arm(
     plan: Plan,
     folder: Path,
     *,
-    concurrency: int,
+    effort: Effort,
     progress: Progress,
-    retry: Sequence[str] = (),
+    command: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run what is owed and summarize.
@@ -74,102 +119,207 @@ def run_arm(
         arm: what is measured.
         plan: on which samples.
         folder: the run's folder; records in it are kept and not run again.
-        concurrency: samples in flight.
+        effort: concurrency, processes, caps.
         progress: told of each step.
-        retry: error boundaries whose samples are run again.
+        command: what made this run, stored so that `fleet-eval resume` can repeat it.
         env: where secrets to redact are found; this process's environment when absent.
 
     Raises:
         UsageError: the folder holds another arm, cannot be written, or the model's service refused
             the configuration.
     """
+    _check_fit(arm, plan)
     with RunStore(folder) as store:
-        run = _open_run(store, arm, plan)
+        run = _open_run(store, arm, plan, command)
         started = time.monotonic()
-        before, before_s = len(store.records), _wall_so_far(folder)
+        before, before_s = len(store.records), wall_so_far(folder)
         stop = StopFlag()
         redactor = Redactor.from_env(os.environ if env is None else env)
+        session = _Session(arm, plan, store, redactor, stop, effort, progress, started, before_s)
         try:
-            _execute(arm, plan, store, redactor, stop, concurrency, progress, retry)
+            session.run()
         finally:
             progress.ended()
             # Looking at a finished run again takes no time of the run's.
             spent_s = time.monotonic() - started if len(store.records) > before else 0.0
             wall_s = before_s + spent_s
-            summary = summarize(run, store.records, plan.keys, wall_s)
+            summary = summarize(run, store.records, plan.keys, wall_s, store.abandoned)
             store.write_json("summary.json", summary)
     _point_latest(folder)
-    if stop.reason not in {"", "interrupted"}:
-        raise UsageError(stop.reason)
-    return Finished(folder=folder, summary=summary, interrupted=bool(stop))
-
-
-def _execute(
-    arm: Arm,
-    plan: Plan,
-    store: RunStore,
-    redactor: Redactor,
-    stop: StopFlag,
-    concurrency: int,
-    progress: Progress,
-    retry: Sequence[str],
-) -> None:
-    owing = set(owed(plan.keys, store.records, retry=retry))
-    jobs = [
-        Job(sample, epoch)
-        for epoch in range(plan.epochs)
-        for sample in plan.samples
-        if (sample.id, epoch) in owing
-    ]
-    planned = set(plan.keys)
-    settled = last_records(store.records)
-    progress.started(
-        len(planned), [settled[key] for key in settled if key in planned and key not in owing]
+    budget = stop.error if isinstance(stop.error, BudgetExhausted) else None
+    if stop.error is not None and budget is None:
+        raise stop.error
+    return Finished(
+        folder=folder, summary=summary, interrupted=bool(stop) and not budget, budget=budget
     )
-    if not jobs:
-        return
-    bench = make_bench(arm, redactor)
 
-    def record(outcome: Outcome, in_flight: int) -> None:
-        if outcome.misconfigured:
-            # Every further sample would fail alike, so none is booked and all stay owed.
-            stop.set(f"Model {arm.root.name!r} was refused: {outcome.misconfigured}")
+
+def _check_fit(arm: Arm, plan: Plan) -> None:
+    """Refuse an arm that could not score the plan's samples, or would store what is sealed."""
+    judged = [sample.task for sample in plan.samples if is_judged(sample.rule)]
+    if judged and arm.judge is None:
+        raise UsageError(
+            f"Task {judged[0]!r} of suite {plan.suite.name!r} is scored by a judge",
+            fix=f"--judge provider/model; or --set 'tasks.{judged[0]}.rule=\"match-part\"'",
+        )
+    cached = any(spec.cache for spec in arm.models.values())
+    if cached and any(sample.is_sealed for sample in plan.samples):
+        raise UsageError(
+            f"Suite {plan.suite.name!r} is sealed, and a cache would store its texts",
+            fix="the same command without --cache",
+        )
+
+
+class _Session:
+    """One go at what a run owes."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        plan: Plan,
+        store: RunStore,
+        redactor: Redactor,
+        stop: StopFlag,
+        effort: Effort,
+        progress: Progress,
+        started: float,
+        before_s: float,
+    ) -> None:
+        self.arm, self.plan, self.store = arm, plan, store
+        self.stop, self.effort, self.progress = stop, effort, progress
+        self.redactor = redactor
+        spent = store.spent
+        self.before = Before(usd=spent.usd, tokens=spent.tokens, seconds=before_s)
+        self.started = started
+        self.results: queue.SimpleQueue[Done] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Run the owed samples; returns when nothing is in flight any more."""
+        jobs = self._owed_jobs()
+        if not jobs:
             return
-        store.append(outcome.record)
-        progress.recorded(outcome.record, in_flight)
+        rows = self.effort.processes(len(jobs))
+        board = Board(rows)
+        self.purse = RunPurse(self.effort.caps, board, self.before, self.started)
+        self.reserve = Reserve(self.purse)
+        for record in last_records(self.store.records).values():
+            if record.status != "error":
+                self.reserve.learn(record)
+        self.progress.watch(self.purse)
+        bench = make_bench(self.arm, self.redactor, board=board, purse=self.purse)
+        shards: list[Shard] = [ThreadShard(bench, self._finish, self.results)]
+        shards += [self._worker(board, row) for row in range(1, rows)]
+        with stop_on_signals(self.stop, self.progress.say):
+            execute(
+                jobs,
+                shards,
+                self.results,
+                self._take,
+                concurrency=self.effort.concurrency,
+                stop=self.stop,
+                may_start=self._may_start,
+            )
 
-    def work(job: Job) -> Outcome:
-        outcome = attempt(job, bench)
-        name = f"{job.planned.id}.{job.epoch}"
-        path = store.write_trajectory(name, outcome.trajectory)
-        return replace(outcome, record=replace(outcome.record, trajectory=path))
+    def _owed_jobs(self) -> list[Job]:
+        plan, store = self.plan, self.store
+        owing = set(owed(plan.keys, store.records, retry=self.effort.retry, limits=self.arm.limits))
+        planned = set(plan.keys)
+        settled = last_records(store.records)
+        self.progress.started(
+            len(planned), [settled[key] for key in settled if key in planned and key not in owing]
+        )
+        return [
+            Job(sample, epoch)
+            for epoch in range(plan.epochs)
+            for sample in plan.samples
+            if (sample.id, epoch) in owing
+        ]
 
-    with stop_on_signals(stop, progress.say):
-        execute(jobs, work, record, concurrency=concurrency, stop=stop)
+    def _worker(self, board: Board, row: int) -> ProcessShard:
+        setup = Setup(
+            arm=self.arm,
+            suite=self.plan.suite,
+            folder=self.store.folder,
+            caps=self.effort.caps,
+            before=self.before,
+            started=self.started,
+            rows=board.rows,
+            row=row,
+        )
+        return ProcessShard(setup, board, self.results)
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        return write_trajectory(self.store.folder, outcome)
+
+    def _may_start(self, in_flight: int) -> bool:
+        problem = self.reserve.problem(in_flight)
+        if problem is not None and not in_flight:
+            self.stop.set("budget", problem)
+        return problem is None
+
+    def _take(self, outcome: Outcome, in_flight: int) -> None:
+        record = outcome.record
+        self.reserve.settle(total_usage(outcome.usage))
+        if record is None:
+            self.store.abandon(outcome.key, outcome.abandoned, outcome.usage)
+            if outcome.abandoned == "misconfigured":
+                # Every further sample would fail alike, so none is booked and all stay owed.
+                refused = f"Model {self.arm.root.name!r} was refused: {outcome.why}"
+                self.stop.set("misconfigured", UsageError(refused))
+            elif outcome.abandoned == "budget":
+                self.stop.set("budget", BudgetExhausted(outcome.why))
+            return
+        self.store.append(record)
+        if record.status != "error":
+            self.reserve.learn(record)
+        self.progress.recorded(record, in_flight)
+        if warning := self.reserve.warning():
+            self.store.note("budget", message=warning)
+            self.progress.say(warning)
 
 
-def make_bench(arm: Arm, redactor: Redactor) -> Bench:
-    """Connect the models and make the program of an arm."""
+def make_bench(
+    arm: Arm,
+    redactor: Redactor,
+    *,
+    board: Board | None = None,
+    purse: RunPurse | None = None,
+) -> Bench:
+    """Connect the models and make the program of an arm.
+
+    Args:
+        arm: what is measured.
+        redactor: cleans what is stored.
+        board: shared with the other processes of the run; one of its own when absent.
+        purse: what the run may spend.
+    """
+    board = board or Board()
+    gate = Gate(board)
     return Bench(
         program=arm.make_program(),
-        root=connect(arm.root, "root"),
-        sub=connect(arm.sub, "sub"),
+        root=connect(arm.root, "root", gate),
+        sub=connect(arm.sub, "sub", gate),
         limits=arm.limits,
         redactor=redactor,
-        interpreter_factory=_interpreter_factory(arm) if arm.entry.runs_code else None,
+        purse=purse,
+        interpreter_factory=_interpreter_factory(arm, board) if arm.entry.runs_code else None,
+        judge=connect(arm.judge, "judge", gate) if arm.judge else None,
     )
 
 
-def _interpreter_factory(arm: Arm) -> Callable[[], Any]:
-    from fleet_rlm.sandbox.interpreter import LocalInterpreter
+def _interpreter_factory(arm: Arm, board: Board) -> Callable[[], Any]:
+    from fleet_rlm.runner.sandboxes import CountedInterpreter
 
     if arm.sandbox is None:
         raise UsageError(f"Program {arm.program!r} runs code and needs a sandbox.")
-    seconds = min(CELL_SECONDS, arm.limits.wall_s or CELL_SECONDS)
-    return LocalInterpreter.factory(level=arm.sandbox.name, timeout=seconds)
+    limits = arm.limits
+    seconds = min(CELL_SECONDS, *filter(None, (limits.working_s, limits.wall_s)))
+    return CountedInterpreter.factory(level=arm.sandbox.name, timeout=seconds, board=board)
 
 
-def _open_run(store: RunStore, arm: Arm, plan: Plan) -> dict[str, Any]:
+def _open_run(
+    store: RunStore, arm: Arm, plan: Plan, command: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Write `run.json`, or check that the folder holds this very arm."""
     path = store.folder / "run.json"
     run = {
@@ -180,6 +330,7 @@ def _open_run(store: RunStore, arm: Arm, plan: Plan) -> dict[str, Any]:
         "arm": arm.to_json(),
         "epochs": plan.epochs,
         "planned": len(plan.keys),
+        "command": command,
         "lock": lock(arm),
     }
     if path.exists():
@@ -194,12 +345,11 @@ def _refuse_other_arm(stored: Mapping[str, Any], asked: Mapping[str, Any], folde
     was, wanted = _identity(stored), _identity(asked)
     differing = [key for key in {**was, **wanted} if was.get(key) != wanted.get(key)]
     # A digest says that something differs; whatever else differs says what.
-    differing.sort(key=lambda key: key.endswith("digest"))
-    if differing:
-        key = differing[0]
+    named = [key for key in differing if not key.endswith("digest")] or differing
+    if named:
+        shown = "; ".join(f"{key} {was.get(key)!r}, not {wanted.get(key)!r}" for key in named)
         raise UsageError(
-            f"{folder} holds another run: its {key} is {was.get(key)!r}, not {wanted.get(key)!r}.",
-            fix="--out DIR with a new folder",
+            f"{folder} holds another run, with {shown}.", fix="--out DIR with a new folder"
         )
 
 
@@ -215,7 +365,8 @@ def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def _wall_so_far(folder: Path) -> float:
+def wall_so_far(folder: Path) -> float:
+    """Seconds that the earlier sessions of a run took."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return float(summary["wall_s"])

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fleet_rlm.ledger import Usage
-from fleet_rlm.runner.record import Key, Record, last_records
+from fleet_rlm.runner.record import Key, Record, last_records, total_usage
+from fleet_rlm.runner.store import Abandoned
 from fleet_rlm.scoring import floor
 from fleet_rlm.statistics.clustered import (
     clustered_stderr,
@@ -20,7 +21,11 @@ from fleet_rlm.statistics.clustered import (
 
 
 def summarize(
-    run: Mapping[str, Any], records: Sequence[Record], planned: Sequence[Key], wall_s: float
+    run: Mapping[str, Any],
+    records: Sequence[Record],
+    planned: Sequence[Key],
+    wall_s: float,
+    abandoned: Abandoned | None = None,
 ) -> dict[str, Any]:
     """Build the content of `summary.json`.
 
@@ -30,6 +35,7 @@ def summarize(
         planned: the keys that were asked for; coverage is the share of them that ended with a
             score.
         wall_s: seconds that the run took, over all its sessions.
+        abandoned: what attempts without a record spent.
 
     Returns:
         The keys that `fleet-eval run --json` prints; a score is None when nothing was scored.
@@ -55,7 +61,7 @@ def summarize(
         "coverage": len(scored) / len(planned) if planned else 0.0,
         **_estimate(scored),
         "tasks": {task: _task(found) for task, found in by_task.items()},
-        "usage": _usage(records),
+        "usage": _usage(records, abandoned or Abandoned()),
         "wall_s": round(wall_s, 3),
         "stops": dict(Counter(record.stop for record in last).most_common()),
         "mde": detectable_difference(len({record.sample for record in scored})),
@@ -112,19 +118,17 @@ def _mean(records: Sequence[Record], field: str) -> float | None:
     return fmean(means.values()) if means else None
 
 
-def _usage(records: Iterable[Record]) -> dict[str, Any]:
+def _usage(records: Iterable[Record], abandoned: Abandoned) -> dict[str, Any]:
     by_role: dict[str, Usage] = {}
-    for record in records:
-        for role, spent in record.usage.items():
-            usage = Usage(
-                calls=int(spent["calls"]),
-                input_tokens=int(spent["input_tokens"]),
-                output_tokens=int(spent["output_tokens"]),
-                usd=float(spent["usd"]),
-            )
-            by_role[role] = by_role.get(role, Usage()) + usage
+    for usage in (*(record.usage for record in records), abandoned.usage):
+        for role, spent in usage.items():
+            by_role[role] = by_role.get(role, Usage()) + Usage.from_json(spent)
     total = sum(by_role.values(), Usage())
     return {
         **total.to_json(),
         "by_role": {role: usage.to_json() for role, usage in sorted(by_role.items())},
+        "abandoned": {
+            "attempts": abandoned.attempts,
+            "usd": total_usage(abandoned.usage).to_json()["usd"],
+        },
     }

@@ -19,7 +19,7 @@ from fleet_rlm.program.manifest import Evidence, Score
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.record import last_records
-from fleet_rlm.runner.run import Plan, Progress, make_bench, run_arm
+from fleet_rlm.runner.run import Effort, Plan, Progress, make_bench, run_arm
 from fleet_rlm.runner.store import repair_and_read, write_atomic
 from fleet_rlm.runner.summary import sample_means
 from fleet_rlm.sandbox import levels
@@ -127,7 +127,7 @@ def run_job(job: Compilation, progress: Mapping[str, Progress]) -> JobResult | N
         job.arm,
         plan,
         job.folder / "baseline",
-        concurrency=job.concurrency,
+        effort=Effort(concurrency=job.concurrency),
         progress=progress["baseline"],
     )
     if baseline.interrupted:
@@ -140,7 +140,7 @@ def run_job(job: Compilation, progress: Mapping[str, Progress]) -> JobResult | N
         replace(job.arm, state=state),
         plan,
         job.folder / "winner",
-        concurrency=job.concurrency,
+        effort=Effort(concurrency=job.concurrency),
         progress=progress["winner"],
     )
     if winner.interrupted:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from fleet_rlm.lm.prices import Price
 
 if TYPE_CHECKING:
-    from fleet_rlm.lm.simulated.engine import AsyncSimulatedEngine, SimulatedEngine
+    from fleet_rlm.lm.simulated.engine import SimulatedEngine
     from fleet_rlm.lm.simulated.skill import ORACLE_GUIDANCE
 
 __all__ = [
     "LABEL",
     "ORACLE_GUIDANCE",
     "PRICES",
-    "AsyncSimulatedEngine",
     "SimulatedEngine",
 ]
 
@@ -33,10 +32,10 @@ PRICES: dict[str, Price] = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("SimulatedEngine", "AsyncSimulatedEngine"):
-        from fleet_rlm.lm.simulated import engine
+    if name == "SimulatedEngine":
+        from fleet_rlm.lm.simulated.engine import SimulatedEngine
 
-        return getattr(engine, name)
+        return SimulatedEngine
     if name == "ORACLE_GUIDANCE":
         from fleet_rlm.lm.simulated.skill import ORACLE_GUIDANCE
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -91,37 +90,6 @@ class SimulatedEngine:
         with self._lock:
             self._seen[key] += 1
             return self._seen[key] - 1
-
-
-class AsyncSimulatedEngine:
-    """The asynchronous side of an engine, for `dspy.LM(..., async_engine=...)`."""
-
-    def __init__(self, engine: SimulatedEngine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: Request) -> Response:
-        """Answer one request in a worker thread."""
-        return await asyncio.to_thread(self.engine.complete, request)
-
-    async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """Answer one request as a stream of events."""
-        for event in _events(await self.complete(request)):
-            yield event
-
-    async def aclose(self) -> None:
-        """Nothing is open."""
-
-    def dump_state(self) -> dict[str, int]:
-        """What a saved program needs to make this engine again."""
-        return self.engine.dump_state()
-
-    @classmethod
-    def load_state(cls, state: Mapping[str, Any]) -> AsyncSimulatedEngine:
-        """The engine that `dump_state` described."""
-        return cls(SimulatedEngine.load_state(state))
-
-    def __deepcopy__(self, _memo: object) -> AsyncSimulatedEngine:
-        return self
 
 
 def _events(response: Response) -> Iterator[Any]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from dspy.utils.callback import BaseCallback
 
-from fleet_rlm.ledger import Ledger, Limits, Role, Usage
-from fleet_rlm.program.events import Cancelled, CancelScope
+from fleet_rlm.lm.cancel import Cancelled, CancelScope
 
 T = TypeVar("T")
 
@@ -51,58 +48,6 @@ class Guard(BaseCallback):
             self._scope.check()
         except Cancelled as error:
             raise Stopped from error
-
-
-class TurnLedger(Ledger):
-    """One turn's spending, booked in the caller's ledger too and held to the limits of both.
-
-    Args:
-        limits: of the turn.
-        parent: the ledger of the sample that the turn is part of, if any.
-    """
-
-    def __init__(self, limits: Limits, parent: Ledger | None) -> None:
-        super().__init__(limits)
-        self._parent = parent
-
-    def book(self, role: Role, usage: Usage) -> None:
-        super().book(role, usage)
-        if self._parent is not None:
-            self._parent.book(role, usage)
-
-    def check(self) -> None:
-        super().check()
-        if self._parent is not None:
-            self._parent.check()
-
-    @contextmanager
-    def grace(self) -> Iterator[None]:
-        with super().grace():
-            if self._parent is None:
-                yield
-                return
-            with self._parent.grace():
-                yield
-
-
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run blocking work in a thread of its own, in a copy of the caller's context.
-
-    Whoever stops waiting leaves the thread behind: a model call cannot be interrupted, but nobody
-    has to wait for it. It is a daemon, and its result is dropped.
-    """
-    done: Future[T] = Future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        done.set_running_or_notify_cancel()
-        try:
-            done.set_result(context.run(work))
-        except BaseException as error:  # noqa: BLE001 -- raised again where the result is awaited
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="fleet-agent-step", daemon=True).start()
-    return asyncio.wrap_future(done)
 
 
 def wait_for(main: Coroutine[Any, Any, T]) -> T:

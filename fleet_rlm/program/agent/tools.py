@@ -358,6 +358,7 @@ class AgentTools:
             depth=depth(),
             sub_lm=rlm.sub_lm,
             ask_child=_no_child,
+            note=lambda _: None,
         )
         return queries.llm_query_batched(prompts)
 

@@ -22,9 +22,11 @@ from fleet_rlm.errors import (
     boundary,
     nearest,
 )
-from fleet_rlm.ledger import Limits
+from fleet_rlm.ledger import Ledger, Limits
+from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope, cancel_scope
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
-from fleet_rlm.program.agent.drive import Guard, Stopped, TurnLedger, in_thread
+from fleet_rlm.lm.threads import in_thread
+from fleet_rlm.program.agent.drive import Guard, Stopped
 from fleet_rlm.program.agent.events import StreamEvent
 from fleet_rlm.program.agent.prompt import (
     FINISH,
@@ -36,13 +38,7 @@ from fleet_rlm.program.agent.prompt import (
 from fleet_rlm.program.agent.roots import Refused
 from fleet_rlm.program.agent.state import ChatState
 from fleet_rlm.program.agent.voice import Voice
-from fleet_rlm.program.events import (
-    CANCEL_SETTING,
-    EVENTS_SETTING,
-    Cancelled,
-    CancelScope,
-    cancel_scope,
-)
+from fleet_rlm.program.events import EVENTS_SETTING
 from fleet_rlm.program.history import DEEPEST
 
 if TYPE_CHECKING:
@@ -107,7 +103,7 @@ class Turn:
         self._guard = Guard(self._scope)
         self._is_cancelled = False
         self._voice = Voice(agent, self._guard.check, trace=trace)
-        self._ledger = TurnLedger(Limits(wall_s=agent.timeout), current_ledger())
+        self._ledger = Ledger(Limits(working_s=None, wall_s=agent.timeout), parent=current_ledger())
         self._steps: list[Step] = []
 
     def cancel(self) -> None:

@@ -16,9 +16,9 @@ from dspy.primitives.code_interpreter import (
 )
 
 from fleet_rlm.errors import SandboxError, one_line
+from fleet_rlm.lm.cancel import cancel_scope
 from fleet_rlm.program.agent import buffers, chunking
 from fleet_rlm.program.agent.roots import Refused
-from fleet_rlm.program.events import cancel_scope
 
 WAIT_S = 10.0
 """Seconds to wait for a cell of a cancelled turn to end."""
