@@ -195,6 +195,17 @@ def test_browsecomp_is_composed_and_opened_in_memory_only(project):
         assert text not in repr((planned, sample.question))
 
 
+def test_a_changed_document_of_a_corpus_is_noticed(project):
+    lay_browsecomp(project)
+    manifest = find_manifest("browsecomp-plus", project)
+    fetch(manifest)
+    _, corpus = tiny.browsecomp_rows(manifest.file.dataset.canary)
+    corpus[0]["text"] = corpus[0]["text"].replace("tells", "sings")
+    tiny.write_rows(project / "datasets" / "corpus.parquet", corpus)
+    with pytest.raises(UsageError, match="questions_sha256 was"):
+        fetch(manifest)
+
+
 def test_the_seal_opens_what_the_benchmarks_own_code_closed():
     raw = tiny.shipped("browsecomp-plus")
     seal = Seal(raw["dataset"]["canary"])

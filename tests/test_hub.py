@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from fleet_rlm.errors import UsageError
+from fleet_rlm.suites.fetch import open_shelf
+from fleet_rlm.suites.manifest import find_manifest
 from tests import tiny_datasets as tiny
 from tests.hub_server import hub_server
 
@@ -76,7 +79,7 @@ def test_a_pinned_parquet_dataset_is_fetched_by_column_and_locked(hub, tmp_path)
     assert "not on this machine yet" in done.stdout, "its other dataset is owed"
 
 
-def test_a_dataset_without_revision_is_pinned_at_its_commit_and_held_to_it(hub, tmp_path):
+def test_a_dataset_is_pinned_at_its_commit_and_held_to_it(hub, tmp_path, monkeypatch):
     lay(tmp_path, "longbench-v2")
     path = tmp_path / "datasets" / "longbench-v2.toml"
     text = path.read_text()
@@ -89,13 +92,19 @@ def test_a_dataset_without_revision_is_pinned_at_its_commit_and_held_to_it(hub, 
     assert json.loads((tmp_path / "datasets" / "longbench-v2.lock").read_text())["revision"] == (
         hub.commit
     )
+    monkeypatch.setenv("FLEET_DATA_DIR", str(tmp_path / "shelves"))
+    assert len(open_shelf(find_manifest("longbench-v2", tmp_path)).questions()) == 2
+    path.write_text(path.read_text().replace("[source]", f'[source]\nrevision = "{"d" * 40}"'))
+    with pytest.raises(UsageError, match=r"names another revision than .* --relock"):
+        open_shelf(find_manifest("longbench-v2", tmp_path))
+    path.write_text(path.read_text().replace("d" * 40, hub.commit))
     rows = tiny.longbench_rows()
     rows[0]["answer"] = "A"
     put(hub, tmp_path, "zai-org/LongBench-v2", {"data.json": rows})
     changed = error_line(cli(tmp_path, hub, "fetch", "longbench-v2"))
     assert "is not what" in changed
     assert "gold_sha256 was" in changed
-    hub.commit = "d" * 40
+    hub.commit = "e" * 40
     gone = error_line(cli(tmp_path, hub, "fetch", "longbench-v2"))
     assert "longbench-v2" in gone
     assert "Traceback" not in gone
