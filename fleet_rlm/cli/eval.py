@@ -19,10 +19,11 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval run quickstart --program direct     the baseline: everything in one prompt
   fleet-eval run needle --corpus 'books/*.txt'   the same on your own text
   fleet-eval run quickstart -m openai/gpt-5-mini a real model (export DSPY_LLM_API_KEY=...)
+  fleet-eval resume runs/latest                  go on where it stopped
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, fetch, run, compare, view, conformance, calibrate.
+Commands: list, show, fetch, run, resume, compare, view, conformance, calibrate.
 Details: fleet-eval COMMAND --help
 """
 
@@ -112,31 +113,18 @@ def run(
     sandbox: options.Sandbox = None,
     iterations: Annotated[int | None, typer.Option(help="Turns with the REPL, a sample.")] = None,
     sub_calls: Annotated[int | None, typer.Option(help="Sub-queries, a sample.")] = None,
-    working: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Working time, a sample; waits for a rate limit do not count. [default: 600]",
-        ),
-    ] = None,
-    wall: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: none]")
-    ] = None,
+    working: options.Working = None,
+    wall: options.Wall = None,
     max_usd: options.MaxUsd = None,
     max_tokens: options.MaxTokens = None,
     max_seconds: options.MaxSeconds = None,
-    min_coverage: Annotated[
-        float | None,
-        typer.Option(help="Exit 4 when a smaller share of samples has a score. [default: 0.8]"),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option(help="Run samples again that ended in an error.")
-    ] = False,
+    min_coverage: options.MinCoverage = None,
+    retry_errors: options.RetryErrors = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Run folder. [default: named by what runs, in runs/]"),
     ] = None,
-    no_mlflow: Annotated[bool, typer.Option(help="Do not mirror the run to MLflow.")] = False,
+    no_mlflow: options.NoMlflow = False,
     display: options.Display = "auto",
     as_json: options.AsJson = False,
     print_config: Annotated[
@@ -188,6 +176,48 @@ def run(
             print_config=print_config,
         )
     )
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of the run; runs/latest is the last one.")],
+    limit: Annotated[int | None, typer.Option(help="At most this many samples, in all.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Repetitions, in all.")] = None,
+    concurrency: options.Concurrency = None,
+    workers: options.Workers = None,
+    working: options.Working = None,
+    wall: options.Wall = None,
+    max_usd: options.MaxUsd = None,
+    max_tokens: options.MaxTokens = None,
+    max_seconds: options.MaxSeconds = None,
+    min_coverage: options.MinCoverage = None,
+    retry_errors: options.RetryErrors = False,
+    no_mlflow: options.NoMlflow = False,
+    display: options.Display = "auto",
+    as_json: options.AsJson = False,
+) -> int:
+    """Go on with a run as it was started; what is given here is new."""
+    from fleet_rlm.cli.run import resume_command
+
+    changes = {
+        "limit": limit,
+        "epochs": epochs,
+        "working_s": working,
+        "wall_s": wall,
+        "max_usd": max_usd,
+        "max_tokens": max_tokens,
+        "max_seconds": max_seconds,
+        "retry_errors": retry_errors,
+        "display": display,
+        "as_json": as_json,
+    }
+    flags = {
+        "concurrency": concurrency,
+        "workers": workers,
+        "min_coverage": min_coverage,
+        "mlflow": False if no_mlflow else None,
+    }
+    return resume_command(run, changes, flags)
 
 
 @app.command()

@@ -42,6 +42,24 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes. [default: as many as pay, up to the cores]"),
 ]
+Working = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Working time, a sample; waits for a rate limit do not count. [default: 600]",
+    ),
+]
+Wall = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Wall time, a sample. [default: none]")
+]
+MinCoverage = Annotated[
+    float | None,
+    typer.Option(help="Exit 4 when a smaller share of samples has a score. [default: 0.8]"),
+]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Run samples again that ended in an error.")
+]
+NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
 MaxUsd = Annotated[
     float | None, typer.Option(min=0, metavar="USD", help="Cap on the whole run, in dollars.")
 ]

@@ -20,6 +20,7 @@ from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.report.tables import make_console, print_result, print_run_comparison
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.compare import compare
+from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
 from fleet_rlm.sandbox import levels
@@ -94,6 +95,30 @@ def run_command(request: RunRequest) -> int:
         print(json.dumps(_shown_config(resolved, arm, plan, folder), indent=2))
         return Exit.OK
     return _run(request, resolved, project, arm, plan, folder)
+
+
+def resume_command(folder: Path, changes: Mapping[str, Any], flags: Mapping[str, Any]) -> int:
+    """Go on with a stored run, by the command that made it.
+
+    Args:
+        folder: of the run.
+        changes: parts of the request that are new; None where the stored one stays.
+        flags: settings of `Config` that are new; None where the stored one stays.
+
+    Raises:
+        UsageError: no run, or one that no command made.
+    """
+    command = open_run(folder).lock.get("command")
+    if command is None:
+        raise UsageError(
+            f"{folder} was made from Python or by an older version: no command is stored in it.",
+            fix="the same `fleet_rlm.evaluate` call, or `fleet-eval run` with --out",
+        )
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = {name: value for name, value in flags.items() if value is not None}
+    shown = {"retry_errors": False, "display": "auto", "as_json": False, "print_config": False}
+    request = {**shown, **command, **given, "out": folder}
+    return run_command(RunRequest(**request | {"flags": {**command["flags"], **settings}}))
 
 
 def open_suite(project: Path, name: str, corpus: str | None, overrides: Mapping[str, Any]) -> Suite:

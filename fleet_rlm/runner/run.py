@@ -337,6 +337,7 @@ def _open_run(
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _refuse_other_arm(stored, run, store.folder)
         run |= {key: stored[key] for key in ("created", "lock")}
+        run["command"] = command or stored.get("command")
     store.write_json("run.json", run)
     return run
 
