@@ -23,7 +23,11 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
+<<<<<<< HEAD
 Commands: list, show, fetch, audit, run, resume, compare, view, conformance.
+=======
+Commands: list, show, fetch, run, resume, compare, view, conformance, calibrate.
+>>>>>>> suites-hub
 Details: fleet-eval COMMAND --help
 """
 
@@ -72,6 +76,13 @@ def run(
     ] = None,
     allow_unpriced: Annotated[
         bool, typer.Option("--allow-unpriced", help="Run a model whose price nobody knows.")
+    ] = False,
+    judge: options.Judge = None,
+    judge_price: Annotated[
+        str | None, typer.Option(metavar="IN/OUT", help="The same for the judge.")
+    ] = None,
+    allow_same_judge: Annotated[
+        bool, typer.Option(help="Let the judge be a model whose answers it judges.")
     ] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
     max_completion_tokens: Annotated[
@@ -147,6 +158,9 @@ def run(
             },
             price=price,
             sub_price=sub_price,
+            judge=judge,
+            judge_price=judge_price,
+            allow_same_judge=allow_same_judge,
             corpus=corpus,
             overrides=overrides or [],
             limit=limit,
@@ -267,6 +281,7 @@ def fetch(
 
 
 @app.command()
+<<<<<<< HEAD
 def audit(
     suite: Annotated[str, typer.Argument(help="Name or path of a suite.")],
     overrides: Annotated[
@@ -282,6 +297,34 @@ def audit(
     from fleet_rlm.cli.audit import audit_command
 
     return audit_command(Path.cwd(), suite, overrides or [], limit, attempts, as_json=as_json)
+=======
+def calibrate(
+    labels: Annotated[
+        Path,
+        typer.Argument(help="JSON lines with query, reference, response and correct (true/false)."),
+    ],
+    judge: options.Judge = None,
+    rubric: Annotated[str, typer.Option(help="A built-in rubric, or a text file.")] = "answer",
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit 1 when the judge agrees less often.")
+    ] = 0.9,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Let a judge judge what people have judged, before its scores are believed."""
+    from fleet_rlm.cli.calibrate import calibrate_command
+
+    return calibrate_command(
+        labels,
+        judge=judge,
+        rubric=rubric,
+        min_agreement=min_agreement,
+        api_base=api_base,
+        price=price,
+        as_json=as_json,
+    )
+>>>>>>> suites-hub
 
 
 def main() -> None:

@@ -94,8 +94,6 @@ class ThreadShard:
         finish: called in the sample's thread with each outcome before it is reported: writes the
             trajectory.
         results: where a `Done` goes.
-        grace_s: see `GRACE_S`.
-        stuck_s: see `STUCK_S`.
     """
 
     ready = True
@@ -105,15 +103,11 @@ class ThreadShard:
         bench: Bench,
         finish: Callable[[Outcome], Outcome],
         results: queue.SimpleQueue[Done],
-        *,
-        grace_s: float = GRACE_S,
-        stuck_s: float = STUCK_S,
     ) -> None:
         self.in_flight = 0
         self._bench = bench
         self._finish = finish
         self._results = results
-        self._grace_s, self._stuck_s = grace_s, stuck_s
         self._jobs: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._running: dict[Attempt, None] = {}
         self._idle = 0
@@ -177,9 +171,9 @@ class ThreadShard:
                 running = list(self._running)
             for attempt in running:
                 over_s = attempt.over_s
-                if over_s > self._grace_s + self._stuck_s:
+                if over_s > GRACE_S + STUCK_S:
                     self._give_up(attempt)
-                elif over_s > self._grace_s:
+                elif over_s > GRACE_S:
                     attempt.time_out()
 
     def _give_up(self, attempt: Attempt) -> None:

@@ -5,6 +5,6 @@ and `robust_values` hold ours; `library` pairs the two for fetched benchmarks an
 """
 
 from fleet_rlm.scoring.rule import Asked
-from fleet_rlm.scoring.rules import RULES, Score, blind_scores, floor, score
+from fleet_rlm.scoring.rules import RULES, Score, blind_scores, floor, is_judged, score
 
-__all__ = ["RULES", "Asked", "Score", "blind_scores", "floor", "score"]
+__all__ = ["RULES", "Asked", "Score", "blind_scores", "floor", "is_judged", "score"]

@@ -9,7 +9,12 @@ from datetime import date
 from typing import cast
 
 from fleet_rlm.errors import ScorerError, boundary, nearest
+<<<<<<< HEAD
 from fleet_rlm.scoring import oolong, robust, robust_values, ruler
+=======
+from fleet_rlm.scoring import oolong, robust, ruler
+from fleet_rlm.scoring.judge import PREFIX, Judge
+>>>>>>> suites-hub
 from fleet_rlm.scoring.library import LIBRARY
 from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.scoring.robust import Judged
@@ -34,20 +39,21 @@ class Score:
     """
 
 
-def score(answer: object, question: Asked, *, task_rule: str) -> Score:
+def score(answer: object, question: Asked, *, task_rule: str, judge: Judge | None = None) -> Score:
     """Score one answer.
 
     Args:
         answer: what the program returned; anything but a non-empty string is a plain wrong answer.
         question: with its gold answer.
-        task_rule: a key of `RULES`, or FILE.py:FUNCTION.
+        task_rule: a key of `RULES`, "judged:RUBRIC", or FILE.py:FUNCTION.
+        judge: gives the official score of a judged rule.
 
     Raises:
-        ScorerError: an unknown rule, a gold answer that the rule cannot read, or its own failure.
+        ScorerError: an unknown rule, a gold answer that the rule cannot read, no judge where one is
+            needed, or its own failure.
     """
-    rule = _rule(task_rule)
-    if not any(question.gold) and not (rule.empty_gold and not question.gold):
-        raise ScorerError(f"scoring by {task_rule}: the question has no gold answer")
+    rule = _rule(task_rule, judge)
+    _check_gold(question, rule, task_rule)
     with boundary(ScorerError, f"scoring by {task_rule}"):
         if not isinstance(answer, str) or not answer.strip():
             return Score(official=0.0, robust=0.0, feedback="no answer was given")
@@ -57,6 +63,16 @@ def score(answer: object, question: Asked, *, task_rule: str) -> Score:
         if not 0.0 <= value <= 1.0:
             raise ScorerError(f"scoring by {task_rule}: {value} is not a score")
     return Score(official=official, robust=judged.score, feedback=judged.feedback)
+
+
+def is_judged(task_rule: str) -> bool:
+    """Whether the official score of a rule takes a judge."""
+    return task_rule.partition(":")[0] == PREFIX
+
+
+def _check_gold(question: Asked, rule: Rule, task_rule: str) -> None:
+    if not any(question.gold) and not (rule.empty_gold and not question.gold):
+        raise ScorerError(f"scoring by {task_rule}: the question has no gold answer")
 
 
 _CONSTANTS = ("I don't know.", "0", "1")
@@ -77,10 +93,11 @@ def blind_scores(question: Asked, *, task_rule: str) -> dict[str, float]:
     if options := question.options:
         for k in range(max(_OPTIONS, len(options))):
             answers[f"option {k + 1}"] = options[k % len(options)]
-    return {
-        policy: score(answer, question, task_rule=task_rule).robust
-        for policy, answer in answers.items()
-    }
+    # Never a judge's: a floor must cost nothing.
+    rule = _rule(task_rule, None)
+    _check_gold(question, rule, task_rule)
+    with boundary(ScorerError, f"scoring by {task_rule}"):
+        return {policy: rule.robust(given, question).score for policy, given in answers.items()}
 
 
 def floor(blind: Iterable[Mapping[str, float]]) -> float:
@@ -101,12 +118,16 @@ def floor(blind: Iterable[Mapping[str, float]]) -> float:
     return max(totals.values(), default=0.0) / max(count, 1)
 
 
-def _rule(name: str) -> Rule:
+def _rule(name: str, judge: Judge | None) -> Rule:
     if ".py:" in name:
         return OwnRule.parse(name).rule()
-    if name not in RULES:
+    kind, _, rubric = name.partition(":")
+    if kind not in RULES or (rubric and kind != PREFIX):
         raise ScorerError(f"No scoring rule {name!r}. {nearest(name, RULES)}")
-    return RULES[name]
+    rule = RULES[kind]
+    if kind != PREFIX or judge is None:
+        return rule
+    return rule._replace(official=lambda answer, q: judge.score(answer, q, rubric or "answer"))
 
 
 def _ruler(answer: str, question: Asked) -> float:

@@ -124,7 +124,7 @@ def _text(row: Row, role: str) -> str:
 # OOLONG
 
 _TYPES = {"numeric": "number", "comparison": "comparison"}
-_LABELS = re.compile(r"labels?:?[^:.?]*: *([^.?\n]+)[.?\n]")
+_LABELS = re.compile(r"\blabels\b[^:.?\n]{0,60}: *([^.?\n]+)", re.IGNORECASE)
 _PHRASES = ("more common than", "less common than", "same frequency as")
 
 

@@ -111,6 +111,7 @@ class _Reader:
         self._seal = Seal(manifest.file.dataset.canary)
         self._sizes: dict[str, int] = {}
         self._contexts: dict[str, int] = {}
+        self._texts_digest = hashlib.sha256()
 
     def read(self) -> Lock:
         with closing(sqlite3.connect(self._draft / "questions.sqlite")) as db, db:
@@ -158,7 +159,8 @@ class _Reader:
         digest = hashlib.sha256(found.encode()).hexdigest()
         if texts.sha256 not in (None, digest):
             raise UsageError(
-                f"{where}.sha256: the text found has {digest[:12]}…: upstream changed it"
+                f"{where}.sha256: the text found has {digest[:12]}…: upstream changed it",
+                fix="the revision that it was written for, or the digest of a text you trust",
             )
         return self._store_context(db, [short_digest(found)])
 
@@ -194,6 +196,7 @@ class _Reader:
             raise UsageError(
                 f"{self._manifest.path}: no row fits", fix="correct [filter] or the split"
             )
+        digest.update(self._texts_digest.digest())
         return ids, digest.hexdigest()
 
     def _context_of(self, db: sqlite3.Connection, item: Item, n: int) -> str:
@@ -224,6 +227,8 @@ class _Reader:
         tokens = count_tokens(text)
         db.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (name, text, tokens))
         self._sizes[name] = tokens
+        # Contexts are named by their documents' names, so the texts count by themselves.
+        self._texts_digest.update(f"{name}:{hashlib.sha256(text.encode()).hexdigest()}".encode())
 
     def _store_context(self, db: sqlite3.Connection, documents: list[str]) -> str:
         listed = json.dumps(documents)
@@ -311,6 +316,13 @@ def _check_lock(manifest: Manifest, lock: Lock) -> None:
     relock = f"fleet-eval fetch {manifest.name} --relock"
     if lock.manifest != manifest.digest:
         raise UsageError(f"{manifest.path} was changed since {manifest.lock_path.name}", fix=relock)
+    texts = manifest.file.texts
+    named = (manifest.file.source.revision, texts and texts.source.revision)
+    for revision, locked in zip(named, (lock.revision, lock.texts_revision), strict=True):
+        if revision not in (None, locked):
+            raise UsageError(
+                f"{manifest.path} names another revision than {manifest.lock_path.name}", fix=relock
+            )
     for path in manifest.local_files:
         if lock.files.get(path.name) != _sha256(path):
             raise UsageError(f"{path} was changed since {manifest.lock_path.name}", fix=relock)

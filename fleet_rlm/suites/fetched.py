@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.scoring import RULES
+from fleet_rlm.scoring.judge import PREFIX, rubric_text
 from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.suites.fetch import open_shelf
 from fleet_rlm.suites.generators.base import Draft
@@ -66,10 +67,7 @@ class FetchedTask:
     """At most so many, drawn by the suite's seed, whole contexts first; all when None."""
 
     rule: str
-    """Name of the scoring rule, or FILE.py:FUNCTION."""
-
-    rubric: str | None
-    """What a judge goes by; its built-in one when None."""
+    """Name of the scoring rule, "judged:RUBRIC", or FILE.py:FUNCTION."""
 
     headline: Headline
 
@@ -93,8 +91,7 @@ class FetchedTask:
             "where": dict(self.where),
             "lengths": list(self.lengths),
             "samples": self.samples,
-            "rule": OwnRule.parse(self.rule).identity if ".py:" in self.rule else self.rule,
-            "rubric": self.rubric,
+            "rule": _identity(self.rule),
             "headline": self.headline,
         }
 
@@ -180,7 +177,6 @@ def resolve_fetched(table: FetchedTable, origin: str, project: Path | None) -> F
         lengths=tuple(table.lengths),
         samples=table.samples,
         rule=_rule(table.rule or manifest.adapter.rule, where, Path(origin).parent),
-        rubric=table.rubric,
         headline=table.headline or ("official" if manifest.adapter.rule else "robust"),
     )
 
@@ -192,9 +188,27 @@ def _rule(name: str | None, where: str, folder: Path) -> str:
         own = OwnRule.parse(str(folder / name))
         own.load()
         return str(own)
-    if name not in RULES:
+    kind, _, rubric = name.partition(":")
+    if kind not in RULES or (rubric and kind != PREFIX):
         raise UsageError(f"{where}.rule: no scoring rule {name!r}. {nearest(name, RULES)}")
-    return name
+    if kind != PREFIX:
+        return name
+    rubric = str(folder / rubric) if "." in rubric else rubric or "answer"
+    try:
+        rubric_text(rubric)
+    except UsageError as error:
+        raise UsageError(f"{where}.rule: {error.message}", fix=error.fix) from error
+    return f"{kind}:{rubric}"
+
+
+def _identity(rule: str) -> str:
+    """What a rule computes, not where its file lies."""
+    if ".py:" in rule:
+        return OwnRule.parse(rule).identity
+    kind, _, rubric = rule.partition(":")
+    if kind != PREFIX:
+        return rule
+    return f"{kind}:{hashlib.sha256(rubric_text(rubric).encode()).hexdigest()}"
 
 
 def _places(stored: Sequence[Stored]) -> dict[str, tuple[int, int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from fleet_rlm.errors import DataError, UsageError, boundary, nearest
 from fleet_rlm.suites.manifest import (
@@ -17,9 +19,6 @@ from fleet_rlm.suites.manifest import (
     source_files,
     source_format,
 )
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
 
 Columns = Mapping[str, str | list[str]]
 
@@ -81,6 +80,8 @@ def _open(
     import datasets
 
     datasets.logging.set_verbosity_error()
+    # Otherwise every load sends a HEAD request to the Hub, for one's own files too.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     files = [str(path) for path in source_files(source, part, manifest.path)]
     kind = source_format(source, manifest.path)
     options: dict[str, Any] = {"split": part.split, "streaming": True}
@@ -90,19 +91,28 @@ def _open(
         options |= {"data_files": names, "split": "train"} if names else {}
     else:
         options |= {"path": kind, "data_files": files, "split": "train"}
-    found = datasets.load_dataset(**options)
-    _check_columns(manifest, found, columns)
+    if kind == "csv":
+        # As texts, so that 007 stays 007; the header is read here, to name what is missing.
+        for name in files:
+            _check_columns(manifest, _header(name), columns)
+        texts = datasets.Features({name: datasets.Value("string") for name in columns})
+        found = datasets.load_dataset(**options, usecols=columns, features=texts)
+    else:
+        found = datasets.load_dataset(**options)
+        _check_columns(manifest, found.column_names or list(next(iter(found), {})), columns)
     if kind == "parquet":
         options |= {"columns": columns, "filters": _pushed(where)}
         found = datasets.load_dataset(**options)
-    elif kind == "csv":
-        found = datasets.load_dataset(**options, usecols=columns)
     for row in found:
         yield {name: row.get(name) for name in columns}
 
 
-def _check_columns(manifest: Manifest, found: IterableDataset, columns: list[str]) -> None:
-    names = found.column_names or list(next(iter(found), {}))
+def _header(path: str) -> list[str]:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _check_columns(manifest: Manifest, names: list[str], columns: list[str]) -> None:
     for column in columns:
         if column not in names:
             raise UsageError(

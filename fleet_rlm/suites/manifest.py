@@ -166,7 +166,8 @@ def source_files(source: SourceTable, part: Part, manifest: Path) -> list[Path]:
     pattern = source.path.format(config=part.config or "", split=part.split)
     place = Path(pattern).expanduser()
     root = place.anchor or manifest.parent
-    found = sorted(Path(root).glob(str(place.relative_to(place.anchor) if place.anchor else place)))
+    inside = place.relative_to(place.anchor) if place.anchor else place
+    found = sorted(path.resolve() for path in Path(root).glob(str(inside)))
     if not found:
         raise UsageError(f"{manifest}: source.path: no file {pattern!r}", fix="correct the path")
     return found

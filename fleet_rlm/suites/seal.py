@@ -51,3 +51,18 @@ class Seal:
                 for key, item in value.items()
             }
         return value
+
+
+def withheld(value: Any) -> Any:
+    """`value` with every text in it replaced by its length: what a record may say of a sealed text.
+
+    >>> withheld({"code": "print(1)", "turn": 2})
+    {'code': '[sealed: 8 characters]', 'turn': 2}
+    """
+    if isinstance(value, str):
+        return f"[sealed: {len(value)} characters]"
+    if isinstance(value, list | tuple):
+        return [withheld(item) for item in value]
+    if isinstance(value, dict):
+        return {key: withheld(item) for key, item in value.items()}
+    return value

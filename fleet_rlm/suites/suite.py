@@ -36,6 +36,7 @@ MAX_LENGTH = 20_000_000
 
 _PER_TASK = ("lengths", "windows", "questions", "headline")
 _PER_FETCHED = ("lengths", "samples", "headline")
+_OF_FETCHED = (*_PER_FETCHED, "rule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +174,7 @@ class Suite:
         if unable:
             able = able or sorted(name for name, g in GENERATORS.items() if g.uses_corpus)
             raise UsageError(
-                f"Suite {self.name!r} cannot use a corpus: {', '.join(unable)} brings all of its"
+                f"Suite {self.name!r} cannot use a corpus: {', '.join(unable)} writes all of its"
                 f" text itself; tasks that can: {', '.join(able)}"
             )
         return replace(self, corpus=corpus)
@@ -209,7 +210,7 @@ class Suite:
         keys = ["seed"]
         for task in self.tasks:
             if isinstance(task, FetchedTask):
-                keys += [*_PER_FETCHED, *(f"tasks.{task.name}.{key}" for key in _PER_FETCHED)]
+                keys += [*_PER_FETCHED, *(f"tasks.{task.name}.{key}" for key in _OF_FETCHED)]
                 continue
             keys += _PER_TASK
             params = [f"params.{name}" for name in type(task.params).model_fields]
@@ -272,7 +273,7 @@ def _targets(raw: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
 
 
 def _keys_of(task: dict[str, Any]) -> tuple[str, ...]:
-    return _PER_FETCHED if "dataset" in task else _PER_TASK
+    return _OF_FETCHED if "dataset" in task else _PER_TASK
 
 
 def _resolve(raw: dict[str, Any], origin: str, project: Path | None) -> Suite:

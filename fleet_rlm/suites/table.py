@@ -64,7 +64,6 @@ class FetchedTable(Table):
     lengths: Annotated[list[int], BeforeValidator(_as_list)] = Field(default_factory=list)
     samples: int | None = Field(default=None, ge=1)
     rule: str | None = None
-    rubric: str | None = None
     headline: Headline | None = None
 
 
