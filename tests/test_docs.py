@@ -204,7 +204,7 @@ def test_suites_and_their_keys():
     from fleet_rlm.suites.table import SuiteTable, TaskTable
 
     built_in = {path.stem for path in (ROOT / "evals").glob("*.toml")}
-    assert column("suites.md", "suite") == built_in
+    assert column("suites.md", "suite") | column("datasets.md", "suite") == built_in
     fields = {"suite": SuiteTable.model_fields, "tasks": TaskTable.model_fields}
     keys = {f"{part}.{name}" for part, found in fields.items() for name in found}
     assert column("suites.md", "key") == keys
@@ -215,6 +215,23 @@ def test_suites_and_their_keys():
     }
     assert {tuple(row[:3]) for row in table("suites.md", "generator")} == parameters
     assert column("suites.md", "task") == {generator.rule for generator in GENERATORS.values()}
+
+
+def test_datasets_rules_and_their_keys():
+    from fleet_rlm.scoring.judge import RUBRICS
+    from fleet_rlm.scoring.library import LIBRARY
+    from fleet_rlm.suites import manifest
+    from fleet_rlm.suites.table import FetchedTable
+
+    tables = {"dataset": manifest.DatasetTable, "source": manifest.SourceTable}
+    keys = {f"{part}.{name}" for part, table in tables.items() for name in table.model_fields}
+    assert column("datasets.md", "manifest key") == keys | {
+        name for name in manifest.ManifestFile.model_fields if name not in tables
+    }
+    assert column("datasets.md", "task key") == set(FetchedTable.model_fields) - {"name"}
+    assert column("scoring.md", "rule") == set(LIBRARY)
+    page = (ROOT / "docs" / "scoring.md").read_text()
+    assert names([page[page.index("Rubrics are") :].partition("or a text")[0]]) == set(RUBRICS)
 
 
 def test_sandbox_levels_and_limits():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_rlm.errors import ScorerError
-from fleet_rlm.scoring import RULES, Score, blind_scores, floor, robust, score
+from fleet_rlm.scoring import Score, blind_scores, floor, robust, score
 from fleet_rlm.suites.sample import Question
 
 OUTCOMES = ("more common than", "less common than", "same frequency as")
@@ -284,9 +284,8 @@ def test_codes_and_names_have_no_floor():
     assert set(blind_scores(CODE, task_rule="needle").values()) == {0.0}
 
 
-def test_every_rule_scores_ten_thousand_answers_in_seconds():
+def test_generated_suites_score_ten_thousand_answers_in_seconds():
     cases = [("needle", CODE), ("variables", NAMES), ("aggregate", NUMBER)]
-    assert {rule for rule, _ in cases} == set(RULES)
     started = time.perf_counter()
     for rule, question in cases:
         for _ in range(3333):

@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,14 @@ from hypothesis import strategies as st
 
 from fleet_rlm.errors import DataError
 from fleet_rlm.lexicon import SUBJECT_OF, SUBJECTS
+from fleet_rlm.scoring.routing import Route
 from fleet_rlm.suites.corpus import Corpus, read_corpus
-from fleet_rlm.suites.generators import GENERATORS, aggregate
+from fleet_rlm.suites.generators import GENERATORS, aggregate, bank, counting
+from fleet_rlm.suites.generators import rows as lines_of
+from fleet_rlm.suites.generators.babi import BabiTask
 from fleet_rlm.suites.generators.base import Order, spread
+from fleet_rlm.suites.generators.lookup import LookupTask
+from fleet_rlm.suites.generators.ruler import RulerTask
 from fleet_rlm.suites.prose import Prose
 from fleet_rlm.suites.tokens import count_tokens
 
@@ -33,7 +39,7 @@ def build(name, *, length=4000, seed=0, window=0, questions=4, source=None, **pa
         questions=questions,
         source=source or Prose(),
     )
-    return generator.build(order, generator.params(**params))
+    return generator.draft(order, generator.params(**params)).window()
 
 
 def short_sha(text):
@@ -99,7 +105,7 @@ def read_rows(context):
         assert not [label for label in SUBJECTS if label in line.lower()]
         rows.append((user, SUBJECT_OF[word]))
     labels = sorted({label for _, label in rows})
-    assert header == aggregate.HEADER.format(n=len(rows), labels=", ".join(labels))
+    assert header == lines_of.HEADER.format(n=len(rows), labels=", ".join(labels))
     return rows
 
 
@@ -123,8 +129,37 @@ def solve_aggregate(context, query):
 SOLVE = {"needle": solve_needle, "variables": solve_variables, "aggregate": solve_aggregate}
 
 
+KINDS = [
+    *((name, {}) for name in sorted(GENERATORS)),
+    *(("ruler", {"task": task}) for task in get_args(RulerTask)[1:]),
+    ("ruler_words", {"task": "fwe"}),
+    ("ruler_qa", {"task": "qa_2"}),
+    *(("babi", {"task": task}) for task in get_args(BabiTask)[1:]),
+    *(("lookup", {"task": task}) for task in get_args(LookupTask)[1:]),
+    *(("routing", {"route": route}) for route in get_args(Route)[1:]),
+    ("aggregate", {"kinds": list(get_args(counting.Kind)[5:9])}),
+    ("aggregate", {"kinds": list(get_args(counting.Kind)[9:])}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), KINDS, ids=lambda value: str(value)[:40])
+def test_every_kind_fills_its_length_and_is_solved_again_from_the_text(name, params):
+    generator = GENERATORS[name]
+    given_params = generator.params(**params)
+    for questions, window in ((1, 0), (min(8, generator.max_questions), 3)):
+        least = generator.min_length(given_params, questions)
+        for length in (least, least + 3777):
+            made = build(name, length=length, questions=questions, window=window, **params)
+            assert made.tokens == count_tokens(made.context)
+            assert 0.95 * length <= made.tokens <= length
+            assert len({question.query for question in made.questions}) == questions
+            for question in made.questions:
+                found = generator.solve(given_params, made.context, question.query)
+                assert found == question.gold != ()
+
+
 @given(
-    name=st.sampled_from(sorted(GENERATORS)),
+    name=st.sampled_from(sorted(SOLVE)),
     length=st.integers(3000, 6000),
     seed=st.integers(-5, 10**6),
     window=st.integers(0, 40),
@@ -147,7 +182,7 @@ def test_laws_of_every_window(name, length, seed, window, questions):
             assert not set(question.gold) & set(words)
 
 
-@pytest.mark.parametrize("name", sorted(GENERATORS))
+@pytest.mark.parametrize("name", sorted(SOLVE))
 def test_shortest_windows_hold_what_they_promise(name):
     generator = GENERATORS[name]
     for questions in (1, 2, generator.max_questions):
@@ -160,9 +195,10 @@ def test_shortest_windows_hold_what_they_promise(name):
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_windows_differ_and_repeat(name):
     orders = [{"seed": seed, "window": window} for seed in (0, 1) for window in (0, 1)]
-    texts = [build(name, **order).context for order in orders]
+    size = {"length": 12_000, "questions": 1}
+    texts = [build(name, **size, **order).context for order in orders]
     assert len(set(texts)) == 4
-    assert texts == [build(name, **order).context for order in orders]
+    assert texts == [build(name, **size, **order).context for order in orders]
 
 
 @given(st.integers(0, 6), st.floats(0, 0.999))
@@ -235,7 +271,7 @@ def test_aggregate_answers_are_balanced():
         for question in window.questions:
             gold[question.kind][question.gold[0]] += 1
     assert gold["most_common"] == dict.fromkeys(SUBJECTS, 2)
-    assert gold["compare"] == dict.fromkeys(aggregate.OUTCOMES, 4)
+    assert gold["compare"] == dict.fromkeys(counting.OUTCOMES, 4)
     assert gold["count_user"]["0"] == 0
     assert len(gold["count"]) > 6
 
@@ -255,10 +291,10 @@ def test_aggregate_mix_is_skewed_and_users_differ():
 
 
 def test_aggregate_frames_hold_no_other_word_of_the_lexicon():
-    assert len(aggregate.FRAMES) >= 16
-    text = " ".join((*aggregate.FRAMES, *aggregate.TAILS)).lower()
+    assert len(bank.FRAMES) >= 16
+    text = " ".join((*bank.FRAMES, *bank.TAILS)).lower()
     assert [word for word in (*SUBJECTS, *SUBJECT_OF) if word in text] == []
-    assert all(frame.count("{word}") == 1 for frame in aggregate.FRAMES)
+    assert all(frame.count("{word}") == 1 for frame in bank.FRAMES)
 
 
 def test_fewer_labels_are_possible():
@@ -291,7 +327,7 @@ def test_names_that_the_corpus_holds_are_never_planted():
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_a_million_tokens_take_seconds(name):
     started = time.perf_counter()
-    made = build(name, length=1_000_000)
+    made = build(name, length=1_000_000, questions=1)
     assert time.perf_counter() - started < 15  # measured 1.1 s on two idle cores
     assert 950_000 <= made.tokens <= 1_000_000
 

@@ -58,6 +58,8 @@ def test_shipped_suites_are_sound(path):
     suite = load_suite(path)
     assert suite.name == path.stem
     assert suite.description
+    if not suite.is_ready:
+        return  # fetched; tests/test_datasets.py plans these on rows of the same schema
     plan = suite.plan()
     assert len({sample.id for sample in plan}) == len(plan) >= 36
     assert all(sample.rule in RULES for sample in plan)
@@ -414,4 +416,4 @@ def test_a_task_is_found_by_name():
 
 def test_shipped_files_spell_out_only_known_tables():
     for path in EVALS.glob("*.toml"):
-        assert set(tomllib.loads(path.read_text())) == {"suite", "tasks"}
+        assert set(tomllib.loads(path.read_text())) - {"card"} == {"suite", "tasks"}

@@ -23,7 +23,12 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, run, resume, compare, view. Details: fleet-eval COMMAND --help
+<<<<<<< HEAD
+Commands: list, show, fetch, audit, run, resume, compare, view, conformance.
+=======
+Commands: list, show, fetch, run, resume, compare, view, conformance, calibrate.
+>>>>>>> suites-hub
+Details: fleet-eval COMMAND --help
 """
 
 
@@ -71,6 +76,13 @@ def run(
     ] = None,
     allow_unpriced: Annotated[
         bool, typer.Option("--allow-unpriced", help="Run a model whose price nobody knows.")
+    ] = False,
+    judge: options.Judge = None,
+    judge_price: Annotated[
+        str | None, typer.Option(metavar="IN/OUT", help="The same for the judge.")
+    ] = None,
+    allow_same_judge: Annotated[
+        bool, typer.Option(help="Let the judge be a model whose answers it judges.")
     ] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
     max_completion_tokens: Annotated[
@@ -146,6 +158,9 @@ def run(
             },
             price=price,
             sub_price=sub_price,
+            judge=judge,
+            judge_price=judge_price,
+            allow_same_judge=allow_same_judge,
             corpus=corpus,
             overrides=overrides or [],
             limit=limit,
@@ -233,6 +248,83 @@ def view(
     from fleet_rlm.cli.run import view_command
 
     return view_command(Path.cwd(), port=port, open_browser=not no_browser)
+
+
+@app.command()
+def conformance(
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Published model outputs, at any depth.")
+    ],
+    as_json: options.AsJson = False,
+) -> int:
+    """Reproduce InfiniteBench's and BABILong's published scores from real model outputs."""
+    from fleet_rlm.cli.conformance import conformance_command
+
+    return conformance_command(data, as_json=as_json)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A suite, a dataset, or a manifest's path.")],
+    pin: Annotated[
+        bool, typer.Option(help="Take the current commit where a manifest names none.")
+    ] = False,
+    relock: Annotated[
+        bool, typer.Option(help="Accept what is there now in place of what was locked.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """Read a real benchmark, or data of your own, onto this machine, and lock it by digest."""
+    from fleet_rlm.cli.fetch import fetch_command
+
+    return fetch_command(Path.cwd(), name, pin=pin, relock=relock, as_json=as_json)
+
+
+@app.command()
+<<<<<<< HEAD
+def audit(
+    suite: Annotated[str, typer.Argument(help="Name or path of a suite.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in `run`.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Samples a task, over its lengths; 0: all.")] = 12,
+    attempts: Annotated[
+        int, typer.Option(help="Samples that the simulated model answers, to search for gold.")
+    ] = 3,
+    as_json: options.AsJson = False,
+) -> int:
+    """Check a suite: gold recomputed, no leak of it, balance, floors. Exit 1 if a check fails."""
+    from fleet_rlm.cli.audit import audit_command
+
+    return audit_command(Path.cwd(), suite, overrides or [], limit, attempts, as_json=as_json)
+=======
+def calibrate(
+    labels: Annotated[
+        Path,
+        typer.Argument(help="JSON lines with query, reference, response and correct (true/false)."),
+    ],
+    judge: options.Judge = None,
+    rubric: Annotated[str, typer.Option(help="A built-in rubric, or a text file.")] = "answer",
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit 1 when the judge agrees less often.")
+    ] = 0.9,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Let a judge judge what people have judged, before its scores are believed."""
+    from fleet_rlm.cli.calibrate import calibrate_command
+
+    return calibrate_command(
+        labels,
+        judge=judge,
+        rubric=rubric,
+        min_agreement=min_agreement,
+        api_base=api_base,
+        price=price,
+        as_json=as_json,
+    )
+>>>>>>> suites-hub
 
 
 def main() -> None:

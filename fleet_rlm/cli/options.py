@@ -24,6 +24,10 @@ Model = Annotated[
 SubModel = Annotated[
     str | None, typer.Option(help="Model for sub-queries; the root model when absent.")
 ]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Model that scores judged tasks; none of the others."),
+]
 ApiBase = Annotated[
     str | None, typer.Option(help="OpenAI-compatible endpoint. [env: DSPY_LM_API_BASE]")
 ]

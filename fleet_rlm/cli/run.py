@@ -14,7 +14,7 @@ from typing import Any
 from fleet_rlm.config import Resolved, parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
-from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.lm.connect import ModelSpec, specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.report.tables import make_console, print_result, print_run_comparison
@@ -24,6 +24,7 @@ from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
 from fleet_rlm.sandbox import levels
+from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.corpus import read_corpus
 from fleet_rlm.suites.suite import Suite, load_suite
 from fleet_rlm.tracking import Mirror
@@ -31,7 +32,7 @@ from fleet_rlm.tracking import Mirror
 REPEATED = (
     "suite", "program", "flags", "price", "sub_price", "corpus", "overrides", "limit", "epochs",
     "iterations", "sub_calls", "wall_s", "working_s", "max_usd", "max_tokens", "max_seconds",
-    "allow_unpriced",
+    "allow_unpriced", "judge", "judge_price", "allow_same_judge",
 )  # fmt: skip
 """Parts of a request that make the run what it is; the rest says how to show it."""
 
@@ -49,6 +50,9 @@ class RunRequest:
 
     price: str | None
     sub_price: str | None
+    judge: str | None = None
+    judge_price: str | None = None
+    allow_same_judge: bool = False
     corpus: str | None
     overrides: list[str]
     limit: int | None
@@ -195,6 +199,20 @@ def _arm(request: RunRequest, resolved: Resolved, overrides: Mapping[str, Any]) 
         sub=sub,
         sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
         limits=limits,
+        judge=_judge(request, resolved, {"root": root.name, "sub": sub.name}),
+    )
+
+
+def _judge(request: RunRequest, resolved: Resolved, others: Mapping[str, str]) -> ModelSpec | None:
+    if request.judge is None:
+        return None
+    check_independent(request.judge, others, allow_same=request.allow_same_judge)
+    return specify_judge(
+        request.judge,
+        resolved,
+        os.environ,
+        price=request.judge_price,
+        allow_unpriced=request.allow_unpriced,
     )
 
 

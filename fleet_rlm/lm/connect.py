@@ -182,6 +182,39 @@ def specify_pair(
     return root, sub
 
 
+def specify_judge(
+    name: str,
+    resolved: Resolved,
+    env: Mapping[str, str],
+    *,
+    price: str | None = None,
+    allow_unpriced: bool = False,
+) -> ModelSpec:
+    """The model that judges answers: the endpoint of the others, and no randomness.
+
+    Args:
+        name: as in `specify`.
+        resolved: the merged configuration.
+        env: where provider keys are looked up.
+        price: "INPUT/OUTPUT" in dollars per million tokens, over the price list.
+        allow_unpriced: take a model without a price.
+
+    Raises:
+        UsageError: unknown name, no key, no price.
+    """
+    config = resolved.config
+    return specify(
+        name,
+        env=env,
+        api_base=config.api_base,
+        api_key=resolved.api_key,
+        price=parse_price(price) if price else None,
+        temperature=0.0,
+        timeout_s=config.timeout_s,
+        allow_unpriced=allow_unpriced,
+    )
+
+
 def connect(spec: ModelSpec, role: Role, gate: Gate | None = None) -> MeteredLM:
     """The model as a `dspy.LM` that books its calls under `role` in the running sample's ledger.
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fleet_rlm.statistics.paired import Comparison
+from fleet_rlm.suites.conformance import Cell
 
 NARROWEST = 100
 """Columns assumed when the output is not a terminal: a wrapped table cannot be read."""
@@ -99,7 +100,11 @@ def print_suites(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         lengths = ", ".join(map(short_length, row["lengths"]))
         about = row["description"]
         table.add_row(
-            row["name"], str(row["samples"]), str(row["contexts"]), lengths, row["origin"], about
+            row["name"],
+            *(str(row[key] or "not fetched") for key in ("samples", "contexts")),
+            lengths,
+            row["origin"],
+            about,
         )
     console.print(table)
 
@@ -114,6 +119,26 @@ def print_recipe_list(console: Console, rows: Sequence[Mapping[str, Any]]) -> No
         )
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
+    console.print(table)
+
+
+def print_cells(console: Console, cells: Sequence[Cell]) -> None:
+    """Print published figures beside ours from the same model outputs."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("benchmark", "model", "task", "samples", "published", "ours", ""):
+        table.add_column(
+            name, justify="right" if name in {"samples", "published", "ours"} else "left"
+        )
+    for cell in cells:
+        shown = (
+            cell.benchmark,
+            cell.model,
+            cell.task,
+            str(cell.samples),
+            cell.published,
+            cell.ours,
+        )
+        table.add_row(*shown, "equal" if cell.equal else "[bold red]DIFFERS[/]")
     console.print(table)
 
 

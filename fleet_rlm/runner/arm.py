@@ -48,6 +48,9 @@ class Arm:
 
     limits: Limits
 
+    judge: ModelSpec | None = None
+    """Scores the tasks that are judged."""
+
     state: Mapping[str, Any] | None = None
     """Learned state of a compiled program, as `dspy.Module.dump_state` gives it."""
 
@@ -61,7 +64,7 @@ class Arm:
     @property
     def model_kind(self) -> str:
         """ "live" as soon as one model is."""
-        kinds = {self.root.kind, self.sub.kind}
+        kinds = {spec.kind for spec in self.models.values()}
         return "live" if "live" in kinds else self.root.kind
 
     @property
@@ -76,6 +79,12 @@ class Arm:
         content = [kind.__module__, kind.__qualname__, self.entry.source_sha256, signatures, state]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def models(self) -> dict[str, ModelSpec]:
+        """Role -> model."""
+        found = {"root": self.root, "sub": self.sub}
+        return found | ({"judge": self.judge} if self.judge else {})
+
     def to_json(self) -> dict[str, Any]:
         """What a run stores of its arm."""
         level = self.sandbox
@@ -84,7 +93,7 @@ class Arm:
             "guidance": self.guidance or None,
             "digest": self.program_digest,
             "settings": self.settings.to_json(),
-            "models": {"root": self.root.to_json(), "sub": self.sub.to_json()},
+            "models": {role: spec.to_json() for role, spec in self.models.items()},
             "model_kind": self.model_kind,
             "sandbox": {
                 "backend": "local" if level else "none",
@@ -119,7 +128,7 @@ def lock(arm: Arm) -> dict[str, Any]:
         "platform": platform.platform(),
         # dspy's choice of demos depends on it.
         "hash_seed": os.environ.get("PYTHONHASHSEED"),
-        "prices": {spec.name: asdict(spec.price) for spec in (arm.root, arm.sub)},
+        "prices": {spec.name: asdict(spec.price) for spec in arm.models.values()},
         "git": _git_revision(),
     }
 

@@ -30,9 +30,11 @@ from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.program.queries import SUB_LM_SETTING
 from fleet_rlm.runner.record import LIMIT_NAMES, ErrorInfo, Key, Record, Status
 from fleet_rlm.sandbox.redact import Redactor
-from fleet_rlm.scoring import blind_scores, score
+from fleet_rlm.scoring import blind_scores, is_judged, score
+from fleet_rlm.scoring.judge import Judge
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.sample import Sample
+from fleet_rlm.suites.seal import withheld
 
 ANSWER_CHARS = 500
 
@@ -87,6 +89,9 @@ class Bench:
 
     interpreter_factory: Callable[[], CodeInterpreter] | None
     """None for programs that run no code."""
+
+    judge: MeteredLM | None = None
+    """Gives the official score of judged tasks."""
 
 
 class Reply(NamedTuple):
@@ -176,14 +181,14 @@ class Attempt:
             return self._outcome(reply._replace(steps=steps), error)
 
     def _outcome(self, reply: Reply, failure: SampleError | None = None) -> Outcome:
-        planned, clean = self.job.planned, self._bench.redactor.clean
-        sample = self._sample
+        planned, sample = self.job.planned, self._sample
+        clean, clean_data = self._cleaners
         scores: dict[str, Any] = {}
         if failure is None and sample is None:
             failure = DataError(f"building sample {planned.id} took longer than the time limit")
         elif failure is None and sample is not None:
             try:
-                scores = _score(planned, sample, reply.answer)
+                scores = _score(planned, sample, reply.answer, self._bench.judge, self.ledger)
             except SampleError as error:
                 failure = error
         record = Record(
@@ -211,19 +216,26 @@ class Attempt:
             trajectory={
                 "sample": planned.id,
                 "epoch": self.job.epoch,
-                "query": sample.query if sample else None,
+                "query": clean(sample.query) if sample else None,
                 "answer": clean(reply.answer),
                 "stop": record.stop,
                 "reasoning": clean(reply.reasoning),
-                "steps": self._bench.redactor.clean_data(reply.steps),
+                "steps": clean_data(reply.steps),
             },
         )
 
     def _abandoned(
         self, abandoned: Literal["cancelled", "budget", "misconfigured"], why: str
     ) -> Outcome:
-        clean = self._bench.redactor.clean
+        clean, _ = self._cleaners
         return Outcome(key=self.job.key, usage=self._usage(), abandoned=abandoned, why=clean(why))
+
+    @property
+    def _cleaners(self) -> tuple[Callable[[str], str], Callable[[Any], Any]]:
+        """What every text and all data pass before they are stored."""
+        if self.job.planned.is_sealed:
+            return withheld, withheld
+        return self._bench.redactor.clean, self._bench.redactor.clean_data
 
     def _met_limit(self, stop: str) -> float | None:
         """The sample's limit behind a `stop`; a program may have limits of its own."""
@@ -299,19 +311,36 @@ def bench_context(bench: Bench, ledger: Ledger) -> Iterator[None]:
         yield
 
 
-def headline_score(answer: str, planned: PlannedSample) -> float:
+def headline_score(answer: str, planned: PlannedSample, judge: Judge | None = None) -> float:
     """The record's score of an answer, in [0, 1].
 
     Raises:
         ScorerError: the rule failed.
     """
-    found = score(answer, planned.build().question, task_rule=planned.rule)
+    found = score(answer, planned.build().question, task_rule=planned.rule, judge=judge)
     return found.official if planned.headline == "official" else found.robust
 
 
-def _score(planned: PlannedSample, sample: Sample, answer: str) -> dict[str, Any]:
+def make_judge(model: MeteredLM, ledger: Ledger) -> Judge:
+    """A judge whose spending `ledger` books, past the sample's limits too.
+
+    What is judged is paid for already, and without a verdict it has no score.
+    """
+
+    def ask(prompt: str) -> str:
+        with dspy.context(trace=[], **{LEDGER_SETTING: ledger}), ledger.grace():
+            (reply,) = model(prompt)
+        return reply if isinstance(reply, str) else str(reply.get("text") or "")
+
+    return Judge(model.model, ask)
+
+
+def _score(
+    planned: PlannedSample, sample: Sample, answer: str, model: MeteredLM | None, ledger: Ledger
+) -> dict[str, Any]:
+    judge = make_judge(model, ledger) if model and is_judged(planned.rule) else None
     with boundary(ScorerError, f"scoring sample {sample.id}"):
-        found = score(answer, sample.question, task_rule=planned.rule)
+        found = score(answer, sample.question, task_rule=planned.rule, judge=judge)
         blind = blind_scores(sample.question, task_rule=planned.rule)
     return {
         "score": found.official if planned.headline == "official" else found.robust,

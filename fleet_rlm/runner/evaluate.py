@@ -14,7 +14,7 @@ import dspy
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import UsageError, one_line
 from fleet_rlm.ledger import Caps, Limits
-from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.lm.connect import specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.program.registry import Entry
@@ -31,6 +31,7 @@ from fleet_rlm.runner.store import (
 )
 from fleet_rlm.runner.summary import summarize
 from fleet_rlm.sandbox import levels
+from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def evaluate(
     *,
     model: str | None = None,
     sub_model: str | None = None,
+    judge: str | None = None,
+    allow_same_judge: bool = False,
     settings: Mapping[str, int] | None = None,
     overrides: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -98,6 +101,8 @@ def evaluate(
             then fleet.toml, then the default, as on the command line; keys come from the
             environment only.
         sub_model: model of sub-queries; the root model when absent.
+        judge: model that scores judged tasks; it must be none of the others.
+        allow_same_judge: let it be one of them all the same.
         settings: recursion settings of a program given by name.
         overrides: suite keys, as `--set` takes them.
         limit: at most this many samples, spread over tasks and lengths.
@@ -136,7 +141,10 @@ def evaluate(
         sub=sub,
         sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
         limits=limits or Limits(),
+        judge=specify_judge(judge, resolved, os.environ) if judge else None,
     )
+    if judge:
+        check_independent(judge, {"root": root.name, "sub": sub.name}, allow_same=allow_same_judge)
     plan = Plan(suite=suite, samples=suite.plan(limit=limit), epochs=epochs)
     runs_dir = project / resolved.config.runs_dir
     folder = Path(out) if out is not None else run_folder(runs_dir, arm, suite)

@@ -33,6 +33,7 @@ from fleet_rlm.runner.store import SCHEMA, RunStore, write_trajectory
 from fleet_rlm.runner.summary import summarize
 from fleet_rlm.runner.worker import ProcessShard, Setup
 from fleet_rlm.sandbox.redact import Redactor
+from fleet_rlm.scoring import is_judged
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.suite import Suite
 
@@ -127,6 +128,7 @@ def run_arm(
         UsageError: the folder holds another arm, cannot be written, or the model's service refused
             the configuration.
     """
+    _check_fit(arm, plan)
     with RunStore(folder) as store:
         run = _open_run(store, arm, plan, command)
         started = time.monotonic()
@@ -150,6 +152,22 @@ def run_arm(
     return Finished(
         folder=folder, summary=summary, interrupted=bool(stop) and not budget, budget=budget
     )
+
+
+def _check_fit(arm: Arm, plan: Plan) -> None:
+    """Refuse an arm that could not score the plan's samples, or would store what is sealed."""
+    judged = [sample.task for sample in plan.samples if is_judged(sample.rule)]
+    if judged and arm.judge is None:
+        raise UsageError(
+            f"Task {judged[0]!r} of suite {plan.suite.name!r} is scored by a judge",
+            fix=f"--judge provider/model; or --set 'tasks.{judged[0]}.rule=\"match-part\"'",
+        )
+    cached = any(spec.cache for spec in arm.models.values())
+    if cached and any(sample.is_sealed for sample in plan.samples):
+        raise UsageError(
+            f"Suite {plan.suite.name!r} is sealed, and a cache would store its texts",
+            fix="the same command without --cache",
+        )
 
 
 class _Session:
@@ -285,6 +303,7 @@ def make_bench(
         redactor=redactor,
         purse=purse,
         interpreter_factory=_interpreter_factory(arm, board) if arm.entry.runs_code else None,
+        judge=connect(arm.judge, "judge", gate) if arm.judge else None,
     )
 
 

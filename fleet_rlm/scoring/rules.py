@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from datetime import date
+from typing import cast
 
 from fleet_rlm.errors import ScorerError, boundary, nearest
+<<<<<<< HEAD
+from fleet_rlm.scoring import oolong, robust, robust_values, ruler
+=======
 from fleet_rlm.scoring import oolong, robust, ruler
+from fleet_rlm.scoring.judge import PREFIX, Judge
+>>>>>>> suites-hub
+from fleet_rlm.scoring.library import LIBRARY
+from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.scoring.robust import Judged
-
-
-class Asked(Protocol):
-    """What a rule reads of a question; `fleet_rlm.suites.sample.Question` is one."""
-
-    @property
-    def query(self) -> str: ...
-    @property
-    def gold(self) -> tuple[str, ...]: ...
-    @property
-    def answer_type(self) -> str: ...
-    @property
-    def options(self) -> tuple[str, ...]: ...
+from fleet_rlm.scoring.rule import Asked, Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +39,21 @@ class Score:
     """
 
 
-class Rule(NamedTuple):
-    official: Callable[[str, Asked], float]
-    robust: Callable[[str, Asked], Judged]
-
-
-def score(answer: object, question: Asked, *, task_rule: str) -> Score:
+def score(answer: object, question: Asked, *, task_rule: str, judge: Judge | None = None) -> Score:
     """Score one answer.
 
     Args:
         answer: what the program returned; anything but a non-empty string is a plain wrong answer.
         question: with its gold answer.
-        task_rule: a key of `RULES`.
+        task_rule: a key of `RULES`, "judged:RUBRIC", or FILE.py:FUNCTION.
+        judge: gives the official score of a judged rule.
 
     Raises:
-        ScorerError: an unknown rule, a gold answer that the rule cannot read, or its own failure.
+        ScorerError: an unknown rule, a gold answer that the rule cannot read, no judge where one is
+            needed, or its own failure.
     """
-    rule = _rule(task_rule)
-    if not any(question.gold):
-        raise ScorerError(f"scoring by {task_rule}: the question has no gold answer")
+    rule = _rule(task_rule, judge)
+    _check_gold(question, rule, task_rule)
     with boundary(ScorerError, f"scoring by {task_rule}"):
         if not isinstance(answer, str) or not answer.strip():
             return Score(official=0.0, robust=0.0, feedback="no answer was given")
@@ -71,6 +63,16 @@ def score(answer: object, question: Asked, *, task_rule: str) -> Score:
         if not 0.0 <= value <= 1.0:
             raise ScorerError(f"scoring by {task_rule}: {value} is not a score")
     return Score(official=official, robust=judged.score, feedback=judged.feedback)
+
+
+def is_judged(task_rule: str) -> bool:
+    """Whether the official score of a rule takes a judge."""
+    return task_rule.partition(":")[0] == PREFIX
+
+
+def _check_gold(question: Asked, rule: Rule, task_rule: str) -> None:
+    if not any(question.gold) and not (rule.empty_gold and not question.gold):
+        raise ScorerError(f"scoring by {task_rule}: the question has no gold answer")
 
 
 _CONSTANTS = ("I don't know.", "0", "1")
@@ -91,10 +93,11 @@ def blind_scores(question: Asked, *, task_rule: str) -> dict[str, float]:
     if options := question.options:
         for k in range(max(_OPTIONS, len(options))):
             answers[f"option {k + 1}"] = options[k % len(options)]
-    return {
-        policy: score(answer, question, task_rule=task_rule).robust
-        for policy, answer in answers.items()
-    }
+    # Never a judge's: a floor must cost nothing.
+    rule = _rule(task_rule, None)
+    _check_gold(question, rule, task_rule)
+    with boundary(ScorerError, f"scoring by {task_rule}"):
+        return {policy: rule.robust(given, question).score for policy, given in answers.items()}
 
 
 def floor(blind: Iterable[Mapping[str, float]]) -> float:
@@ -115,10 +118,16 @@ def floor(blind: Iterable[Mapping[str, float]]) -> float:
     return max(totals.values(), default=0.0) / max(count, 1)
 
 
-def _rule(name: str) -> Rule:
-    if name not in RULES:
+def _rule(name: str, judge: Judge | None) -> Rule:
+    if ".py:" in name:
+        return OwnRule.parse(name).rule()
+    kind, _, rubric = name.partition(":")
+    if kind not in RULES or (rubric and kind != PREFIX):
         raise ScorerError(f"No scoring rule {name!r}. {nearest(name, RULES)}")
-    return RULES[name]
+    rule = RULES[kind]
+    if kind != PREFIX or judge is None:
+        return rule
+    return rule._replace(official=lambda answer, q: judge.score(answer, q, rubric or "answer"))
 
 
 def _ruler(answer: str, question: Asked) -> float:
@@ -134,7 +143,9 @@ def _names(answer: str, question: Asked) -> Judged:
 
 
 def _oolong(answer: str, question: Asked) -> float:
-    return oolong.synth_score(answer, question.gold[0], cast("oolong.Kind", question.answer_type))
+    kind, gold = question.answer_type, question.gold[0]
+    day = date.fromisoformat(gold) if kind == "date" else gold
+    return oolong.synth_score(answer, day, cast("oolong.Kind", kind))
 
 
 _QUOTED_LABEL = re.compile(r"label '([^']+)'")
@@ -147,16 +158,33 @@ def _counted(answer: str, question: Asked) -> Judged:
             return robust.number(answer, int(gold))
         case "label":
             return robust.label(answer, gold, question.options)
+        case "comparison" if gold in _BEFORE:
+            return robust.comparison(answer, _BEFORE[gold], ("before", "after"))
         case "comparison":
             a, b = _QUOTED_LABEL.findall(question.query)[:2]
             return robust.comparison(answer, gold, (a, b))
+        case "user":
+            return robust.code(answer, gold)
+        case "date":
+            return robust_values.day(answer, date.fromisoformat(gold))
+        case "month_year":
+            return robust_values.exact(answer, [gold])
         case other:
             raise ScorerError(f"scoring by aggregate: no rule for answers of type {other!r}")
+
+
+_BEFORE = {
+    "more common": "more common than",
+    "less common": "less common than",
+    "the same frequency": "same frequency as",
+}
+"""How OOLONG's answers about before and after a date say what `robust.comparison` knows."""
 
 
 RULES: dict[str, Rule] = {
     "needle": Rule(_ruler, _code),
     "variables": Rule(_ruler, _names),
     "aggregate": Rule(_oolong, _counted),
+    **LIBRARY,
 }
 """RULER's rule beside a whole-code match and a set F1; OOLONG's beside form-tolerant readings."""

@@ -13,11 +13,13 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from fleet_rlm.errors import DataError, UsageError, boundary, nearest
-from fleet_rlm.suites.generators.base import FILL, Order
-from fleet_rlm.suites.sample import Sample, Window
+from fleet_rlm.suites.generators.base import FILL, Draft, Order
+from fleet_rlm.suites.sample import AnyQuestion, Sample, Window
 from fleet_rlm.suites.tokens import TOKENIZER
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fleet_rlm.suites.passages import Source
     from fleet_rlm.suites.suite import Headline, Task
 
@@ -49,8 +51,13 @@ class PlannedSample:
     headline: Headline
     """Which of the two scores is the record's score."""
 
-    write: Callable[[], Window] = field(repr=False, compare=False)
+    write: Callable[[], Draft] = field(repr=False, compare=False)
     windows: WindowCache = field(repr=False, compare=False)
+    is_filled: bool = True
+    """Whether the context was written to its length; a fetched one is as long as it is."""
+
+    is_sealed: bool = False
+    """Whether its texts must reach no record, trajectory, trace or log."""
 
     def build(self) -> Sample:
         """The sample with its text. Thread-safe; questions of one window share one `context` string
@@ -70,14 +77,31 @@ class PlannedSample:
             question=window.questions[self.question],
         )
 
+    def write_context(self, path: Path) -> AnyQuestion:
+        """Write the context to a file as UTF-8, block by block, and give the question on it.
+
+        A context that this plan does not hold in memory is not put there.
+
+        Raises:
+            DataError: as `build`; the file cannot be written.
+        """
+        with boundary(DataError, f"writing {self.cluster} to {path}"):
+            draft = self._checked_draft()
+            with path.open("w", encoding="utf-8", newline="") as file:
+                file.writelines(draft.blocks)
+            return draft.questions[self.question]
+
     def _checked_window(self) -> Window:
         with boundary(DataError, f"building {self.cluster}"):
-            window = self.write()
-            if not FILL * self.length <= window.tokens <= self.length:
-                raise DataError(f"{self.cluster} has {window.tokens} tokens for {self.length}")
-            if len(window.questions) <= self.question:
-                raise DataError(f"{self.cluster} has only {len(window.questions)} questions")
-            return window
+            return self._checked_draft().window()
+
+    def _checked_draft(self) -> Draft:
+        draft = self.write()
+        if self.is_filled and not FILL * self.length <= draft.tokens <= self.length:
+            raise DataError(f"{self.cluster} has {draft.tokens} tokens for {self.length}")
+        if len(draft.questions) <= self.question:
+            raise DataError(f"{self.cluster} has only {len(draft.questions)} questions")
+        return draft
 
 
 class WindowCache:
@@ -136,7 +160,7 @@ def plan_task(task: Task, seed: int, source: Source, windows: WindowCache) -> li
             )
             key = _window_key(task, order)
             name = f"{task.name}-{length_label(length)}-{window}"
-            write = partial(task.writer.build, order, task.params)
+            write = partial(task.writer.draft, order, task.params)
             made.extend(
                 PlannedSample(
                     id=f"{name}.{question}-{key[:8]}",
@@ -159,7 +183,7 @@ def plan_task(task: Task, seed: int, source: Source, windows: WindowCache) -> li
 def _window_key(task: Task, order: Order) -> str:
     shaping = {
         "generator": order.generator,
-        "params": task.params.model_dump(mode="json"),
+        "params": task.params.identity(),
         "seed": order.seed,
         "length": order.length,
         "window": order.window,

@@ -7,7 +7,9 @@ taken for a planted line, a code or a label.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from random import Random
+from string import Formatter
 
 from fleet_rlm.suites.passages import Passage, take
 from fleet_rlm.suites.tokens import count_tokens
@@ -32,28 +34,37 @@ class Prose:
         return False
 
 
+def sentences(rng: Random) -> Iterator[Passage]:
+    """Single sentences without end, each with its tokens at the beginning of a text."""
+    while True:
+        pieces = _sentence(rng, is_first=True)
+        yield Passage("".join(pieces), sum(map(_cost, pieces)))
+
+
 def _paragraphs(rng: Random) -> Iterator[Passage]:
+    cost = _cost
     while True:
         count = 3 + int(rng.random() * 5)
-        text = " ".join(_sentence(rng) for _ in range(count)) + "\n\n"
-        yield Passage(text, count_tokens(text))
+        pieces = [piece for index in range(count) for piece in _sentence(rng, is_first=not index)]
+        pieces[-1] += "\n\n"
+        yield Passage("".join(pieces), sum([cost(piece) for piece in pieces]))
 
 
-def _sentence(rng: Random) -> str:
-    def pick(words: tuple[str, ...]) -> str:
-        return words[int(rng.random() * len(words))]
+def _sentence(rng: Random, *, is_first: bool) -> list[str]:
+    """A sentence in pieces that end where a word ends, so that their tokens add up."""
+    draw = rng.random
+    pieces, tail = _PIECES[int(draw() * len(_PIECES))]
+    chosen = [words[int(draw() * len(words))] for words in _SLOTS.values()]
+    made = [literal + chosen[slot] for literal, slot in pieces]
+    head = made[0]
+    made[0] = head[0].upper() + head[1:] if is_first else f" {head[0].upper()}{head[1:]}"
+    made.append(tail)
+    return made
 
-    text = pick(SENTENCES).format(
-        person=pick(PEOPLE),
-        place=pick(PLACES),
-        thing=pick(THINGS),
-        other=pick(THINGS),
-        time=pick(TIMES),
-        quality=pick(QUALITIES),
-        manner=pick(MANNERS),
-        reason=pick(REASONS),
-    )
-    return text[0].upper() + text[1:]
+
+@cache
+def _cost(piece: str) -> int:
+    return count_tokens(piece)
 
 
 SENTENCES = (
@@ -162,3 +173,26 @@ REASONS = (
     "for the light was better there", "which was thought unusual at the time",
     "because two of the witnesses disagreed", "as the guests had been told to expect",
 )  # fmt: skip
+
+_SLOTS = {
+    "person": PEOPLE,
+    "place": PLACES,
+    "thing": THINGS,
+    "other": THINGS,
+    "time": TIMES,
+    "quality": QUALITIES,
+    "manner": MANNERS,
+    "reason": REASONS,
+}
+"""What each slot of a sentence is drawn from; all are drawn for every sentence, in this order."""
+
+
+def _split(sentence: str) -> tuple[list[tuple[str, int]], str]:
+    """The slots of a sentence, each with the text before it, and the text after the last."""
+    slots = list(_SLOTS)
+    parsed = [(literal, name) for literal, name, _, _ in Formatter().parse(sentence)]
+    pieces = [(literal, slots.index(name)) for literal, name in parsed if name]
+    return pieces, "".join(literal for literal, name in parsed if not name)
+
+
+_PIECES = tuple(map(_split, SENTENCES))

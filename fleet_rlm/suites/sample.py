@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
-AnswerType = Literal["exact", "set", "number", "label", "comparison"]
-"""How an answer is read: one value, a set of values, an integer, an option, a comparison phrase."""
+from fleet_rlm.scoring.rule import Asked
+
+AnswerType = Literal[
+    "exact",
+    "set",
+    "any",
+    "number",
+    "label",
+    "comparison",
+    "user",
+    "date",
+    "month_year",
+    "pairs",
+    "text",
+]
+"""How an answer is read: one value, a set of values, any one of several, an integer, an option, a
+comparison phrase, a user's number, a day as MM/DD/YYYY, a month, pairs of users, a verbatim text.
+"""
+
+
+class AnyQuestion(Asked, Protocol):
+    """A question wherever its gold answer is kept: in memory, or with the scorer until it asks."""
+
+    @property
+    def position(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +61,7 @@ class Window:
     tokens: int
     """Length of `context` in tokens of `fleet_rlm.suites.tokens.TOKENIZER`."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[AnyQuestion, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +80,7 @@ class Sample:
 
     context: str = field(repr=False)
     tokens: int
-    question: Question
+    question: AnyQuestion
 
     @property
     def query(self) -> str:

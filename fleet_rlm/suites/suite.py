@@ -12,12 +12,21 @@ from typing import Any
 
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.suites.corpus import Corpus
+from fleet_rlm.suites.fetched import FetchedTask, resolve_fetched
 from fleet_rlm.suites.generators import GENERATORS
 from fleet_rlm.suites.generators.base import Generator, Params
 from fleet_rlm.suites.passages import Source
 from fleet_rlm.suites.plan import PlannedSample, WindowCache, limited, only_named, plan_task
 from fleet_rlm.suites.prose import Prose
-from fleet_rlm.suites.table import Headline, SuiteFile, TaskTable, check_file, check_params
+from fleet_rlm.suites.table import (
+    CardTable,
+    FetchedTable,
+    Headline,
+    SuiteFile,
+    TaskTable,
+    check_file,
+    check_params,
+)
 from fleet_rlm.suites.tokens import TOKENIZER
 
 __all__ = ["MAX_LENGTH", "Headline", "PlannedSample", "Suite", "Task", "load_suite", "parse_suite"]
@@ -26,6 +35,8 @@ MAX_LENGTH = 20_000_000
 """Tokens of the longest context a suite may ask for."""
 
 _PER_TASK = ("lengths", "windows", "questions", "headline")
+_PER_FETCHED = ("lengths", "samples", "headline")
+_OF_FETCHED = (*_PER_FETCHED, "rule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +65,19 @@ class Task:
         """Name of the scoring rule, for `fleet_rlm.scoring.score`."""
         return self.writer.rule
 
+    def describe(self) -> dict[str, Any]:
+        """What decides which samples there are, what they hold and how they count."""
+        return {
+            "name": self.name,
+            "generator": self.generator,
+            "generator_version": self.writer.version,
+            "lengths": list(self.lengths),
+            "windows": self.windows,
+            "questions": self.questions,
+            "headline": self.headline,
+            "params": self.params.identity(),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
@@ -63,12 +87,24 @@ class Suite:
     version: int
     description: str
     seed: int
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task | FetchedTask, ...]
     origin: str
     """Where it was read, for messages."""
 
     corpus: Corpus | None = None
     table: SuiteFile = field(repr=False)
+    project: Path | None = field(default=None, repr=False)
+    """Whose datasets are meant by name; the one around the working folder when absent."""
+
+    @property
+    def card(self) -> CardTable | None:
+        """What a reviewer must know before quoting a score."""
+        return self.table.card
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be planned: every dataset it names is on this machine."""
+        return all(task.is_ready for task in self.tasks if isinstance(task, FetchedTask))
 
     @property
     def digest(self) -> str:
@@ -84,29 +120,16 @@ class Suite:
         return self._resolved() | {"digest": self.digest, "origin": self.origin, "corpus": corpus}
 
     def _resolved(self) -> dict[str, Any]:
-        tasks = [
-            {
-                "name": task.name,
-                "generator": task.generator,
-                "generator_version": task.writer.version,
-                "lengths": list(task.lengths),
-                "windows": task.windows,
-                "questions": task.questions,
-                "headline": task.headline,
-                "params": task.params.model_dump(mode="json"),
-            }
-            for task in self.tasks
-        ]
         return {
             "name": self.name,
             "version": self.version,
             "seed": self.seed,
-            "tasks": tasks,
+            "tasks": [task.describe() for task in self.tasks],
             "source": self._source.digest,
             "tokenizer": TOKENIZER,
         }
 
-    def task(self, name: str) -> Task:
+    def task(self, name: str) -> Task | FetchedTask:
         """The task of this name.
 
         Raises:
@@ -137,7 +160,7 @@ class Suite:
                 raise UsageError(f"Unknown suite setting {key!r}. {nearest(key, known)}")
             for table, name in _targets(raw, key):
                 table[name] = value
-            suite = _resolve(raw, f"{self.origin} with {key}={value!r}")
+            suite = _resolve(raw, f"{self.origin} with {key}={value!r}", self.project)
         return replace(suite, origin=self.origin, corpus=self.corpus)
 
     def with_corpus(self, corpus: Corpus) -> Suite:
@@ -146,9 +169,9 @@ class Suite:
         Raises:
             UsageError: a task writes all of its text itself.
         """
-        unable = [task.name for task in self.tasks if not task.writer.uses_corpus]
+        able = [t.name for t in self.tasks if isinstance(t, Task) and t.writer.uses_corpus]
+        unable = [task.name for task in self.tasks if task.name not in able]
         if unable:
-            able = [task.name for task in self.tasks if task.writer.uses_corpus]
             able = able or sorted(name for name, g in GENERATORS.items() if g.uses_corpus)
             raise UsageError(
                 f"Suite {self.name!r} cannot use a corpus: {', '.join(unable)} writes all of its"
@@ -169,29 +192,38 @@ class Suite:
             UsageError: an id in `only` that is not planned; `limit` below 1.
         """
         windows = WindowCache()
-        samples = [
-            sample
-            for task in self.tasks
-            for sample in plan_task(task, self.seed, self._source, windows)
-        ]
+        samples = [sample for task in self.tasks for sample in self._plan_task(task, windows)]
         if only is not None:
             samples = only_named(samples, only)
         return samples if limit is None else limited(samples, limit)
+
+    def _plan_task(self, task: Task | FetchedTask, windows: WindowCache) -> list[PlannedSample]:
+        if isinstance(task, FetchedTask):
+            return task.plan(self.seed, windows)
+        return plan_task(task, self.seed, self._source, windows)
 
     @property
     def _source(self) -> Source:
         return self.corpus or Prose()
 
     def _settable(self) -> list[str]:
-        keys = ["seed", *_PER_TASK]
+        keys = ["seed"]
         for task in self.tasks:
+            if isinstance(task, FetchedTask):
+                keys += [*_PER_FETCHED, *(f"tasks.{task.name}.{key}" for key in _OF_FETCHED)]
+                continue
+            keys += _PER_TASK
             params = [f"params.{name}" for name in type(task.params).model_fields]
             keys += [*params, *(f"tasks.{task.name}.{key}" for key in (*_PER_TASK, *params))]
-        return keys
+        return list(dict.fromkeys(keys))
 
 
-def load_suite(path: Path | str) -> Suite:
+def load_suite(path: Path | str, project: Path | None = None) -> Suite:
     """Read a suite file.
+
+    Args:
+        path: of the file.
+        project: whose datasets are meant by name; the one around the working folder when absent.
 
     Raises:
         UsageError: the file is unreadable, or see `parse_suite`.
@@ -202,14 +234,16 @@ def load_suite(path: Path | str) -> Suite:
         raise UsageError(f"Suite file {path} is unreadable: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"Suite file {path} is not UTF-8 at byte {error.start}") from error
-    return parse_suite(text, str(path))
+    return parse_suite(text, str(path), project)
 
 
-def parse_suite(text: str, origin: str) -> Suite:
+def parse_suite(text: str, origin: str, project: Path | None = None) -> Suite:
     """The suite that TOML `text` describes.
 
     Args:
-        origin: the file's name, for messages.
+        text: of the file.
+        origin: the file's name, for messages, and for what it names beside itself.
+        project: as in `load_suite`.
 
     Raises:
         UsageError: malformed TOML, an unknown or missing key, a wrong type, an unknown generator,
@@ -219,7 +253,7 @@ def parse_suite(text: str, origin: str) -> Suite:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{origin}: not valid TOML: {error}") from error
-    return _resolve(raw, origin)
+    return _resolve(raw, origin, project)
 
 
 def _targets(raw: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
@@ -231,13 +265,18 @@ def _targets(raw: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
         _, wanted, key = key.split(".", 2)
         tasks = [task for task in tasks if task["name"] == wanted]
     if not key.startswith("params."):
-        return [(task, key) for task in tasks]
+        return [(task, key) for task in tasks if key in _keys_of(task)]
     name = key.removeprefix("params.")
-    having = [t for t in tasks if name in GENERATORS[t["generator"]].params.model_fields]
+    generated = [task for task in tasks if "generator" in task]
+    having = [t for t in generated if name in GENERATORS[t["generator"]].params.model_fields]
     return [(task["params"], name) for task in having]
 
 
-def _resolve(raw: dict[str, Any], origin: str) -> Suite:
+def _keys_of(task: dict[str, Any]) -> tuple[str, ...]:
+    return _OF_FETCHED if "dataset" in task else _PER_TASK
+
+
+def _resolve(raw: dict[str, Any], origin: str, project: Path | None) -> Suite:
     table = check_file(raw, origin)
     names = [task.name for task in table.tasks]
     for name in names:
@@ -248,9 +287,15 @@ def _resolve(raw: dict[str, Any], origin: str) -> Suite:
         version=table.suite.version,
         description=table.suite.description,
         seed=table.suite.seed,
-        tasks=tuple(_resolve_task(task, i, raw, origin) for i, task in enumerate(table.tasks)),
+        tasks=tuple(
+            resolve_fetched(task, origin, project)
+            if isinstance(task, FetchedTable)
+            else _resolve_task(task, i, raw, origin)
+            for i, task in enumerate(table.tasks)
+        ),
         origin=origin,
         table=table,
+        project=project,
     )
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.suites.generators import GENERATORS
 from fleet_rlm.suites.generators.base import Params
 
 Headline = Literal["robust", "official"]
-_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class Table(BaseModel):
@@ -24,7 +33,7 @@ class Table(BaseModel):
 class SuiteTable(Table):
     """`[suite]`."""
 
-    name: _Name
+    name: Name
     version: int = 1
     description: str = ""
     seed: int = 0
@@ -37,7 +46,7 @@ def _as_list(value: object) -> object:
 class TaskTable(Table):
     """One of `[[tasks]]`; the fields mean what those of `suite.Task` mean."""
 
-    name: _Name
+    name: Name
     generator: str
     lengths: Annotated[list[int], BeforeValidator(_as_list), Field(min_length=1)]
     windows: int = Field(default=1, ge=1, le=100_000)
@@ -46,11 +55,58 @@ class TaskTable(Table):
     params: dict[str, Any] = {}
 
 
+class FetchedTable(Table):
+    """One of `[[tasks]]` on a dataset; the fields mean what those of `fetched.FetchedTask` mean."""
+
+    name: Name
+    dataset: str
+    where: dict[str, str | int | bool | list[str] | list[int]] = Field(default_factory=dict)
+    lengths: Annotated[list[int], BeforeValidator(_as_list)] = Field(default_factory=list)
+    samples: int | None = Field(default=None, ge=1)
+    rule: str | None = None
+    headline: Headline | None = None
+
+
+class CardTable(Table):
+    """`[card]`: what a reviewer must know before quoting a score of the suite."""
+
+    measures: str
+    """What a high score shows."""
+
+    licence: str
+    size: str = ""
+    source: str = ""
+    defects: list[str] = Field(default_factory=list)
+    """Known defects of the original, and what is done about each."""
+
+    floors: str = ""
+    """What knowing nothing is worth."""
+
+    arms: list[str] = Field(default_factory=list)
+    """Programs that a comparison on it needs."""
+
+    reference: dict[str, dict[str, float | str]] = Field(default_factory=dict)
+    """Published figures: row -> task -> score. From others' runs: not comparable unless equal."""
+
+
+def _table_of(raw: object) -> str:
+    has_dataset = isinstance(raw, FetchedTable) or (isinstance(raw, dict) and "dataset" in raw)
+    return _FETCHED if has_dataset else _GENERATED
+
+
+_FETCHED, _GENERATED = "(fetched)", "(generated)"  # pydantic puts them into the places of errors
+AnyTask = Annotated[
+    Annotated[TaskTable, Tag(_GENERATED)] | Annotated[FetchedTable, Tag(_FETCHED)],
+    Discriminator(_table_of),
+]
+
+
 class SuiteFile(Table):
     """The whole file."""
 
     suite: SuiteTable
-    tasks: list[TaskTable] = Field(min_length=1)
+    tasks: list[AnyTask] = Field(min_length=1)
+    card: CardTable | None = None
 
 
 def check_file(raw: dict[str, Any], origin: str) -> SuiteFile:
@@ -62,7 +118,7 @@ def check_file(raw: dict[str, Any], origin: str) -> SuiteFile:
     try:
         return SuiteFile.model_validate(raw)
     except ValidationError as error:
-        raise _explain(error, origin, raw, ()) from error
+        raise explain(error, origin, raw, ()) from error
 
 
 def check_params(raw: dict[str, Any], index: int, origin: str) -> Params:
@@ -80,19 +136,32 @@ def check_params(raw: dict[str, Any], index: int, origin: str) -> Params:
     try:
         return generator.params.model_validate(table.get("params", {}))
     except ValidationError as error:
-        raise _explain(error, origin, raw, ("tasks", index, "params")) from error
+        raise explain(error, origin, raw, ("tasks", index, "params")) from error
 
 
-def _explain(
-    error: ValidationError, origin: str, raw: dict[str, Any], prefix: tuple[str | int, ...]
+def explain(
+    error: ValidationError,
+    origin: str,
+    raw: dict[str, Any],
+    prefix: tuple[str | int, ...] = (),
+    keys: Callable[[tuple[str | int, ...], dict[str, Any]], list[str]] | None = None,
 ) -> UsageError:
-    """The first thing wrong, a misspelt key before the key that it leaves missing."""
+    """The first thing wrong, a misspelt key before the key that it leaves missing.
+
+    Args:
+        error: of the check.
+        origin: the file's name.
+        raw: what was checked.
+        prefix: where in `raw` that was.
+        keys: the keys that are valid beside the last one of a place; those of suites when absent.
+    """
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     problem = problems[0]
-    place = (*prefix, *problem["loc"])
+    place = (*prefix, *(part for part in problem["loc"] if part not in (_FETCHED, _GENERATED)))
     where = f"{origin}: {_dotted(place, raw)}"
     if problem["type"] == "extra_forbidden":
-        return UsageError(f"{where}: unknown key. {nearest(str(place[-1]), _keys(place, raw))}")
+        known = (keys or _keys)(place, raw)
+        return UsageError(f"{where}: unknown key. {nearest(str(place[-1]), known)}")
     if problem["type"] == "missing":
         return UsageError(f"{where}: is missing")
     message = re.sub(r"^\w+ should", "should", problem["msg"])
@@ -113,8 +182,11 @@ def _keys(place: tuple[str | int, ...], raw: dict[str, Any]) -> list[str]:
     match place:
         case ("suite", _):
             return list(SuiteTable.model_fields)
-        case ("tasks", int(), _):
-            return list(TaskTable.model_fields)
+        case ("tasks", int(index), _):
+            is_fetched = _table_of(raw["tasks"][index]) == _FETCHED
+            return list((FetchedTable if is_fetched else TaskTable).model_fields)
+        case ("card", _):
+            return list(CardTable.model_fields)
         case ("tasks", int(index), "params", _):
             return list(GENERATORS[raw["tasks"][index]["generator"]].params.model_fields)
         case _:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from fleet_rlm.suites.passages import Source
-from fleet_rlm.suites.sample import Window
+from fleet_rlm.suites.sample import AnyQuestion, Window
 
 FILL = 0.95
 """A window holds at least this share of its target length, and never more than all of it."""
@@ -19,6 +20,11 @@ class Params(BaseModel):
     """Base of a generator's own parameters, the `[tasks.params]` table of a suite file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What of them shapes a window, ready for JSON: values other than the defaults, and the
+        digests of files they name. A parameter added later changes no window's id."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +58,34 @@ class Order:
         return f"{self.generator}/{self.seed}/{self.length}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A window whose text is still in blocks, so that it can go to a file as it is written."""
+
+    blocks: Iterable[str]
+    """The context in order; may be read once only."""
+
+    tokens: int
+    """Length of the whole context in tokens, known before it is written."""
+
+    questions: tuple[AnyQuestion, ...]
+
+    def window(self) -> Window:
+        """The window with its text in memory."""
+        text = ""
+        for block in self.blocks:
+            # CPython grows the one local reference in place: a list and a join hold it all twice.
+            text += block
+        return Window(context=text, tokens=self.tokens, questions=self.questions)
+
+
 P = TypeVar("P", bound=Params, contravariant=True)
 
 
 class Generator(Protocol[P]):
     """Writes windows with questions whose gold answers it knows.
 
-    `build` is a function of its arguments alone: no clock, no global randomness, no `hash`, no set
+    `draft` is a function of its arguments alone: no clock, no global randomness, no `hash`, no set
     order. It is called from many threads. A change of any output raises `version`.
     """
 
@@ -76,13 +103,20 @@ class Generator(Protocol[P]):
     params: ClassVar[type[Params]]
 
     def min_length(self, params: P, questions: int) -> int:
-        """The shortest target length, in tokens, that `build` can keep."""
+        """The shortest target length, in tokens, that `draft` can keep."""
 
-    def build(self, order: Order, params: P) -> Window:
+    def draft(self, order: Order, params: P) -> Draft:
         """The window of `order`: `order.questions` questions and 95 to 100 % of the target length.
 
         Raises:
             DataError: the source cannot carry the lines.
+        """
+
+    def solve(self, params: P, context: str, query: str) -> tuple[str, ...]:
+        """The gold answer, found a second time from nothing but the text and the query.
+
+        Shares no code with `draft` but wording and tables: the audit compares the two, and the
+        oracle program answers with it.
         """
 
 

@@ -6,14 +6,15 @@ a keyword search trips over: a similar name, a longer name, a revoked code of th
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import ClassVar
 
 from pydantic import Field
 
-from fleet_rlm.suites.generators.base import Order, Params, spread
+from fleet_rlm.suites.generators.base import Draft, Order, Params, spread
 from fleet_rlm.suites.generators.planting import Line, draw_names, plant
-from fleet_rlm.suites.sample import Question, Window
+from fleet_rlm.suites.sample import Question
 
 LINE = "The access code for {name} is {code}."
 REVOKED = "The access code for {name} is {code} (revoked, do not use)."
@@ -46,7 +47,7 @@ class Needle:
     def min_length(self, params: NeedleParams, questions: int) -> int:
         return max(1000, 50 * questions * (params.distractors + 1))
 
-    def build(self, order: Order, params: NeedleParams) -> Window:
+    def draft(self, order: Order, params: NeedleParams) -> Draft:
         rng = order.rng("lines")
         codes = _codes(rng, order.questions * (params.distractors + 1))
         lines: list[Line] = []
@@ -64,8 +65,8 @@ class Needle:
                 place = rng.uniform(0, depth) if before else rng.uniform(depth, 1)
                 lines.append(Line(place, REVOKED.format(name=name, code=codes.pop())))
         planted = plant(order, lines)
-        return Window(
-            context=planted.context,
+        return Draft(
+            blocks=planted.blocks,
             tokens=planted.tokens,
             questions=tuple(
                 Question(
@@ -78,6 +79,11 @@ class Needle:
                 for name, code, text in needles
             ),
         )
+
+    def solve(self, params: NeedleParams, context: str, query: str) -> tuple[str, ...]:
+        name = query.removeprefix("What is the current access code for ").partition("?")[0]
+        pattern = rf"^The access code for {re.escape(name)} is (\d+)\.$"
+        return tuple(re.findall(pattern, context, re.MULTILINE))
 
 
 def _depth(order: Order, index: int) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
 from fleet_rlm.errors import DataError
 from fleet_rlm.suites.generators.base import Order
-from fleet_rlm.suites.passages import Source
+from fleet_rlm.suites.passages import Passage, Source
 from fleet_rlm.suites.tokens import count_tokens
+
+_BLOCK = 512  # passages written at once: some 200 kB
 
 
 class Line(NamedTuple):
@@ -24,41 +26,76 @@ class Line(NamedTuple):
 
 
 class Planted(NamedTuple):
-    """Running text with lines in it."""
+    """Running text with lines in it, not joined yet."""
 
-    context: str
+    blocks: Iterator[str]
     tokens: int
     position: dict[str, float]
     """Line text to where it starts, as a share of the context's characters."""
 
 
-def plant(order: Order, lines: Sequence[Line]) -> Planted:
+def plant(order: Order, lines: Sequence[Line], *, source: Source | None = None) -> Planted:
     """Running text of `order.length` tokens with each of `lines` on a line of its own.
 
     A line goes into the gap between passages that is nearest to its depth.
+
+    Args:
+        order: whose length, source and random stream the text comes from.
+        lines: to plant.
+        head: what the context begins with; ends in "\\n" when not empty.
     """
     own = sum(count_tokens(f"\n{line.text}\n\n") for line in lines)
     # Counts of joined passages differ from their sum by a token here and there: 0.5 % is kept free.
-    passages = order.source.passages(order.rng("text"), order.length - own - order.length // 200)
+    source = source or order.source
+    passages = source.passages(order.rng("text"), order.length - own - order.length // 200)
     ends = list(accumulate((passage.tokens for passage in passages), initial=0))
     gaps: dict[int, list[str]] = {}
     for line in sorted(lines, key=lambda line: line.depth):
         gaps.setdefault(_nearest(ends, line.depth * ends[-1]), []).append(line.text)
-    parts: list[str] = []
+    parts: list[Passage] = []
     position: dict[str, float] = {}
     chars = 0
     for index in range(len(passages) + 1):
         for text in gaps.get(index, ()):
-            before = "" if not parts or parts[-1].endswith("\n") else "\n"
+            before = "" if not parts or parts[-1].text.endswith("\n") else "\n"
             position[text] = chars + len(before)
-            after = "\n\n" if not parts or parts[-1].endswith("\n\n") else "\n"
-            parts.append(before + text + after)
-            chars += len(parts[-1])
+            after = "\n\n" if not parts or parts[-1].text.endswith("\n\n") else "\n"
+            whole = before + text + after
+            parts.append(Passage(whole, count_tokens(whole)))
+            chars += len(whole)
         if index < len(passages):
-            parts.append(passages[index].text)
-            chars += len(parts[-1])
-    context = "".join(parts)
-    return Planted(context, count_tokens(context), {k: v / chars for k, v in position.items()})
+            parts.append(passages[index])
+            chars += len(passages[index].text)
+    passages.clear()
+    tokens = count_joined(parts)
+    return Planted(_blocks(parts), tokens, {k: v / chars for k, v in position.items()})
+
+
+def count_joined(parts: Sequence[Passage]) -> int:
+    """Tokens of all texts joined: counts add up where a line ends and no blank follows.
+
+    What lies between two such places is counted anew.
+    """
+    total = 0
+    run: list[Passage] = []
+    for part in parts:
+        if run and run[-1].text.endswith("\n") and not part.text[:1].isspace():
+            total += _count_run(run)
+            run = []
+        run.append(part)
+    return total + _count_run(run)
+
+
+def _count_run(run: Sequence[Passage]) -> int:
+    if len(run) == 1:
+        return run[0].tokens
+    return count_tokens("".join(part.text for part in run))
+
+
+def _blocks(parts: list[Passage]) -> Iterator[str]:
+    parts.reverse()  # taken from the end, so that what was written is freed
+    while parts:
+        yield "".join([parts.pop().text for _ in range(min(_BLOCK, len(parts)))])
 
 
 def _nearest(ends: list[int], tokens: float) -> int:

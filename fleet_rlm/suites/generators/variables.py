@@ -6,15 +6,16 @@ per chain; here several chains at once, and every chain spread over the whole te
 
 from __future__ import annotations
 
+import re
 from random import Random
 from string import ascii_uppercase
 from typing import ClassVar
 
 from pydantic import Field
 
-from fleet_rlm.suites.generators.base import Order, Params, spread
+from fleet_rlm.suites.generators.base import Draft, Order, Params, spread
 from fleet_rlm.suites.generators.planting import Line, draw_names, plant
-from fleet_rlm.suites.sample import Question, Window
+from fleet_rlm.suites.sample import Question
 
 QUERY = (
     "Find every variable that ends up with the value {value} after following all VAR assignments in"
@@ -43,7 +44,7 @@ class Variables:
     def min_length(self, params: VariablesParams, questions: int) -> int:
         return max(1000, 40 * (questions + params.distractors) * (params.hops + 1))
 
-    def build(self, order: Order, params: VariablesParams) -> Window:
+    def draft(self, order: Order, params: VariablesParams) -> Draft:
         rng = order.rng("lines")
         size = params.hops + 1
         chains = order.questions + params.distractors
@@ -59,8 +60,8 @@ class Variables:
                 lines.append(Line(_depth(order, index, hop, size), f"VAR {name} = {previous}"))
                 previous = f"VAR {name}"
         planted = plant(order, lines)
-        return Window(
-            context=planted.context,
+        return Draft(
+            blocks=planted.blocks,
             tokens=planted.tokens,
             questions=tuple(
                 Question(
@@ -72,6 +73,20 @@ class Variables:
                 for value, chain in asked[: order.questions]
             ),
         )
+
+    def solve(self, params: VariablesParams, context: str, query: str) -> tuple[str, ...]:
+        return follow_chains(context, re.findall(r"\d+", query)[0])
+
+
+def follow_chains(context: str, value: str) -> tuple[str, ...]:
+    """Every variable of `context` that ends up with `value`, sorted."""
+    held: dict[str, str] = {}
+    found: list[str] = []
+    for name, right in re.findall(r"^VAR ([A-Z]+) = (?:VAR )?([A-Z]+|\d+)$", context, re.MULTILINE):
+        held[name] = held.get(right, right)
+        if held[name] == value:
+            found.append(name)
+    return tuple(sorted(found))
 
 
 def _name(rng: Random) -> str:
