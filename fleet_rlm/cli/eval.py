@@ -281,7 +281,6 @@ def fetch(
 
 
 @app.command()
-<<<<<<< HEAD
 def audit(
     suite: Annotated[str, typer.Argument(help="Name or path of a suite.")],
     overrides: Annotated[
@@ -297,7 +296,9 @@ def audit(
     from fleet_rlm.cli.audit import audit_command
 
     return audit_command(Path.cwd(), suite, overrides or [], limit, attempts, as_json=as_json)
-=======
+
+
+@app.command()
 def calibrate(
     labels: Annotated[
         Path,
@@ -324,7 +325,6 @@ def calibrate(
         price=price,
         as_json=as_json,
     )
->>>>>>> suites-hub
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import dspy
 from dspy.adapters.utils import format_field_value
@@ -22,10 +23,10 @@ class LeanChatAdapter(dspy.ChatAdapter):
     """
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
-        return _system_message(signature)
+        return _system_message(cast(Hashable, signature))
 
     def user_message_output_requirements(self, signature: type[dspy.Signature]) -> str:
-        return _requirements(signature)
+        return _requirements(cast(Hashable, signature))
 
     def format_user_message_content(
         self,

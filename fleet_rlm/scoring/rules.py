@@ -9,12 +9,8 @@ from datetime import date
 from typing import cast
 
 from fleet_rlm.errors import ScorerError, boundary, nearest
-<<<<<<< HEAD
 from fleet_rlm.scoring import oolong, robust, robust_values, ruler
-=======
-from fleet_rlm.scoring import oolong, robust, ruler
 from fleet_rlm.scoring.judge import PREFIX, Judge
->>>>>>> suites-hub
 from fleet_rlm.scoring.library import LIBRARY
 from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.scoring.robust import Judged
