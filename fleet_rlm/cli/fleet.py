@@ -17,6 +17,7 @@ fleet-rlm uses the programs that fleet-eval scores.
 
   fleet-rlm run --context book.txt --query 'Who ...?'   answer one question about one file
   fleet-rlm doctor                                       check sandbox, model, key, store
+  fleet-rlm sim-server --latency-ms 300                  serve the simulated model over HTTP
 
 Details: fleet-rlm COMMAND --help
 """
@@ -68,6 +69,45 @@ def doctor(
     from fleet_rlm.cli.doctor import doctor_command
 
     return doctor_command(Path.cwd(), as_json=as_json)
+
+
+@app.command(name="sim-server")
+def sim_server(
+    host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for a free one.")] = 0,
+    latency_ms: Annotated[float, typer.Option(help="Time to the first token.")] = 0.0,
+    itl_ms: Annotated[float, typer.Option(help="Time between two tokens.")] = 0.0,
+    prefill_us: Annotated[float, typer.Option(help="Time per token of the prompt.")] = 0.0,
+    jitter: Annotated[float, typer.Option(help="Largest part by which times vary.")] = 0.0,
+    max_num_seqs: Annotated[int, typer.Option(help="Requests at once, others queue.")] = 0,
+    rpm: Annotated[float, typer.Option(help="Requests a minute; beyond: 429.")] = 0.0,
+    context_window: Annotated[int, typer.Option(help="Tokens; beyond: 400.")] = 128_000,
+    faults: Annotated[str, typer.Option(help="Rates: 429=0.05,500=0.02,hang=0.01.")] = "",
+    retry_after: Annotated[float, typer.Option(help="Seconds that a 429 asks for.")] = 0.05,
+    hang_s: Annotated[float, typer.Option(help="How long a request hangs.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    echo: Annotated[str, typer.Option(help="A fixed reply, for load studies.")] = "",
+) -> int:
+    """Serve the simulated model over HTTP on this machine until stopped.
+
+    A key that clients must send is taken from SIM_API_KEY.
+    """
+    from fleet_rlm.cli.sim_server import sim_server_command
+
+    knobs = {
+        "latency_ms": latency_ms,
+        "itl_ms": itl_ms,
+        "prefill_us": prefill_us,
+        "jitter": jitter,
+        "max_num_seqs": max_num_seqs,
+        "rpm": rpm,
+        "context_window": context_window,
+        "retry_after": retry_after,
+        "hang_s": hang_s,
+        "seed": seed,
+        "echo": echo,
+    }
+    return sim_server_command(knobs, faults=faults, host=host, port=port)
 
 
 def main() -> None:

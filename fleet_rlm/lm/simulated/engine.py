@@ -7,13 +7,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any
 
 from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
 
 from fleet_rlm.lm.simulated.brain import KINDS, Brain
-from fleet_rlm.lm.simulated.prompt import Turn
+from fleet_rlm.lm.simulated.prompt import Turn, digest
 from fleet_rlm.lm.simulated.reader import tokens_of
 
 
@@ -56,7 +55,7 @@ class SimulatedEngine:
             self._kinds[reply.kind] += 1
         asked, said = sum(tokens_of(turn.text) for turn in turns), tokens_of(reply.text)
         return Response(
-            id=f"simulated-{_digest(turns).hex()}",
+            id=f"simulated-{digest(turns).hex()}",
             model=request.model,
             message=Message.assistant([TextPart(reply.text)]),
             finish_reason="stop",
@@ -86,7 +85,7 @@ class SimulatedEngine:
         # DSPy strips rollout ids, so sampling shows only as a prompt that comes again.
         if not request.config.temperature:
             return 0
-        key = _digest(turns)
+        key = digest(turns)
         with self._lock:
             self._seen[key] += 1
             return self._seen[key] - 1
@@ -107,10 +106,3 @@ def _turns(request: Request) -> list[Turn]:
         system = "".join(getattr(part, "text", "") for part in system)
     head = [Turn("system", system)] if system else []
     return head + [Turn(message.role, message.text or "") for message in request.messages]
-
-
-def _digest(turns: list[Turn]) -> bytes:
-    digest = blake2b(digest_size=8)
-    for turn in turns:
-        digest.update(f"{turn.role}\x1f{turn.text}\x1e".encode())
-    return digest.digest()

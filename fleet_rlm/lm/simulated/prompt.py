@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 _FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)\):(.*)$", re.M)
@@ -261,3 +262,11 @@ def _parse_variable(name: str, block: str) -> Variable:
         length=int(length[1].replace(",", "")) if length else 0,
         preview=rest[: rest.rfind("\n```")] if "\n```" in rest else rest,
     )
+
+
+def digest(turns: Iterable[Turn]) -> bytes:
+    """What identifies a conversation, in 8 bytes."""
+    hashed = blake2b(digest_size=8)
+    for turn in turns:
+        hashed.update(f"{turn.role}\x1f{turn.text}\x1e".encode())
+    return hashed.digest()
