@@ -102,9 +102,7 @@ def test_the_command_exits_1_on_a_failure(capsys, monkeypatch):
         "audit",
         "quickstart",
         "--set",
-        "lengths=[8000]",
-        "--limit",
-        "2",
+        "lengths=[4000, 8000]",
         "--attempts",
         "0",
     ]

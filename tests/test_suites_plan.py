@@ -174,7 +174,7 @@ def test_describe_is_json_and_carries_the_digest():
     lock = json.loads(json.dumps(suite.describe()))
     assert lock["digest"] == suite.digest
     assert lock["corpus"] == {"origin": "books/*.txt", "files": 1}
-    assert lock["tasks"][0]["params"] == {"distractors": 8}
+    assert lock["tasks"][0]["params"] == {}
 
 
 @given(st.integers(1, 40))
@@ -341,7 +341,7 @@ def test_bad_overrides_are_one_line(values, message):
 def test_a_corpus_where_none_can_be_used_names_the_tasks_that_can():
     corpus = Corpus(["Text. "], origin="x")
     for suite in (quickstart(), load_suite(EVALS / "aggregate.toml")):
-        with pytest.raises(UsageError, match=r"aggregate writes all.*can: needle, variables"):
+        with pytest.raises(UsageError, match=r"writes all.*can: .*needle.*variables"):
             suite.with_corpus(corpus)
 
 

@@ -129,7 +129,7 @@ def _own_s() -> float:
 
 
 def _others_s() -> float:
-    return sum(_cpu_of(pid, dead_children_s) for pid, dead_children_s in _descendants())
+    return sum(_cpu_of(pid, dead_children_s) for pid, dead_children_s in descendants())
 
 
 def _cpu_of(pid: int, dead_children_s: float) -> float:
@@ -140,7 +140,7 @@ def _cpu_of(pid: int, dead_children_s: float) -> float:
         return 0.0
 
 
-def _descendants() -> Iterator[tuple[int, float]]:
+def descendants() -> Iterator[tuple[int, float]]:
     """Living descendants with the seconds that their dead children took."""
     children: dict[int, list[tuple[int, float]]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):

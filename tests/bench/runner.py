@@ -3,65 +3,72 @@
 from __future__ import annotations
 
 import heapq
+import math
+import os
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import dspy
-from dspy.lm15 import Request, Response
-from measure import Cost, Table, measure, times
+from measure import Cost, Table, descendants, measure, slower
 
 from fleet_rlm.ledger import Limits
-from fleet_rlm.lm.connect import specify
-from fleet_rlm.lm.metered import MeteredLM
-from fleet_rlm.lm.simulated import SimulatedEngine
+from fleet_rlm.lm.connect import ModelSpec, specify
+from fleet_rlm.lm.simulated.launch import SimulatedServer, simulated_server
 from fleet_rlm.program.find import find_program
 from fleet_rlm.program.recursion import RecursionSettings
 from fleet_rlm.program.registry import AnswerQuery
 from fleet_rlm.runner.arm import Arm
-from fleet_rlm.runner.attempt import Job, Outcome, attempt
-from fleet_rlm.runner.executor import StopFlag, execute
-from fleet_rlm.runner.run import make_bench
-from fleet_rlm.runner.store import RunStore
+from fleet_rlm.runner.evaluate import open_run
+from fleet_rlm.runner.progress import make_progress
+from fleet_rlm.runner.record import Record
+from fleet_rlm.runner.run import Effort, Plan, run_arm
+from fleet_rlm.runner.store import RunStore, read_columns, read_trajectory, repair_and_read
 from fleet_rlm.sandbox import levels
-from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.scoring import score
 from fleet_rlm.suites.plan import PlannedSample
-from fleet_rlm.suites.suite import load_suite
+from fleet_rlm.suites.suite import Suite, load_suite
 
 EVALS = Path(__file__).parents[2] / "evals"
-LATENCY_S = 0.3
-CASES = ((8, 32), (32, 96))
-"""Samples in flight, samples in all."""
-REPEATS = 3
-SAMPLE_SETTING = "bench_sample"
+BATCH_WORKERS = RecursionSettings.SPEC["batch_workers"].default
 
 
-class SlowEngine:
-    """The simulated model with a service's latency; counts the calls of each sample."""
+class Case(NamedTuple):
+    """Samples in flight against a service of so much latency."""
 
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-        self._engine = SimulatedEngine()
-        self._lock = threading.Lock()
+    in_flight: int
+    latency_s: float
+    samples: int
+    repeats: int
+    with_stock: bool
+    """Stock needs minutes for the largest cases; what it was measured at is known."""
 
-    def complete(self, request: Request) -> Response:
-        with self._lock:
-            self.calls[dspy.settings.get(SAMPLE_SETTING)] += 1
-        time.sleep(LATENCY_S)
-        return self._engine.complete(request)
+    workers: int | None = None
 
-    def close(self) -> None:
-        self._engine.close()
+    @property
+    def name(self) -> str:
+        shown = f"C={self.in_flight} L={self.latency_s:g}"
+        return shown if self.workers is None else f"{shown} workers={self.workers}"
 
-    def __deepcopy__(self, _memo: object) -> SlowEngine:
-        return self
+
+CASES = (
+    Case(8, 0.3, 24, 3, True),
+    Case(32, 0.3, 96, 3, True),
+    Case(64, 0.3, 192, 3, False),
+    Case(128, 0.3, 384, 3, True),
+    Case(128, 0.3, 384, 3, False, 1),
+    Case(512, 0.3, 512, 1, False),
+    Case(64, 2.0, 128, 1, True),
+    Case(128, 2.0, 128, 1, False),
+    Case(512, 2.0, 512, 1, False),
+    Case(512, 2.0, 512, 1, False, 1),
+)
 
 
 class Result(NamedTuple):
@@ -69,135 +76,346 @@ class Result(NamedTuple):
 
     efficiency: float
     cost: Cost
+    harness_s: float
+    """Processor time of the harness: this process and its workers, sandboxes aside."""
+
     calls: int
+    mean_in_flight: float
+    """As the server counts it."""
+
+    mb_a_sample: float
 
 
-Run = Callable[[Sequence[PlannedSample], int, SlowEngine], None]
+Run = Callable[[Case, Sequence[PlannedSample], SimulatedServer], None]
 
 
 def tables() -> list[Table]:
     dspy.disable_logging()
-    suite = load_suite(EVALS / "needle.toml")
+    suite = load_suite(EVALS / "aggregate.toml").override(
+        {"lengths": [8000], "windows": 64, "questions": 8}
+    )
     samples = suite.plan()
     for sample in samples:
         sample.build()  # the plan remembers the contexts, so no arm is timed with writing them
-    for run in (_run_ours, _run_stock):
-        run(samples[:2], 2, SlowEngine())
+    with simulated_server() as server:
+        warm = Case(2, 0.0, 2, 1, True)
+        for run in (_run_ours(suite), _run_stock):
+            run(warm, samples[:2], server)
+        depths = _depths(suite, samples, server)
+        rows = [_compare(case, suite, samples[: case.samples], depths, server) for case in CASES]
     return [
         Table(
             title="RLM samples",
             about=(
-                f"Medians of {REPEATS}. Needle samples of 8k to 128k tokens, one call of the"
-                f" simulated model L = {LATENCY_S} s, C samples in flight. fleet-rlm: its executor,"
-                " run folder, `fleet_rlm.RLM` and sandbox; stock: `dspy.Evaluate`, `dspy.RLM` and"
+                "Medians of 3, of 1 from C=512 or L=2 on. Aggregation over 8k tokens: about"
+                f" {sum(depths.values()) / len(depths):.1f} model calls in sequence a sample, and"
+                " its sub-queries in batches. C samples in flight, L seconds a call of the"
+                " simulated model, which is served over HTTP by a process of its own on the same"
+                " two cores. fleet-rlm: `run_arm`, so executor, run folder, trajectories,"
+                " `fleet_rlm.RLM` and sandbox; stock: `dspy.Evaluate`, `dspy.RLM` and"
                 " `dspy.LocalInterpreter`. Efficiency is ideal wall / measured wall, ideal being"
-                " that samples take L a call and nothing else; CPU is that of all processes, the"
-                " simulated model's included, a call."
+                " that samples take L for each call in sequence and nothing else. In flight: mean"
+                " by the server's own count, beside the ideal's. CPU a call: of the harness, and"
+                " with all sandboxes. MB: memory for each sample in flight, sandboxes included."
             ),
             columns=(
                 "case",
                 "calls",
                 "efficiency",
-                "stock calls",
-                "stock efficiency",
+                "stock",
+                "in flight",
+                "ideal",
                 "CPU a call",
-                "stock CPU a call",
-                "less CPU",
+                "stock",
+                "ratio",
+                "with sandboxes",
+                "stock",
+                "MB",
             ),
-            rows=[_compare(samples[:count], in_flight) for in_flight, count in CASES],
-        )
+            rows=rows,
+        ),
+        _store_table(),
     ]
 
 
-def _compare(samples: Sequence[PlannedSample], in_flight: int) -> list[str]:
+def _compare(
+    case: Case,
+    suite: Suite,
+    samples: Sequence[PlannedSample],
+    depths: dict[str, int],
+    server: SimulatedServer,
+) -> list[str]:
+    server.configure(latency_ms=case.latency_s * 1000)
+    runs = [_run_ours(suite), *([_run_stock] if case.with_stock else [])]
+    ideal_s = _ideal_s([depths[sample.id] for sample in samples], case)
     found = [
-        [_measure(run, samples, in_flight) for run in (_run_ours, _run_stock)]
-        for _ in range(REPEATS)
+        [_measure(run, case, samples, ideal_s, server) for run in runs] for _ in range(case.repeats)
     ]
-    cells: list[str] = []
-    a_call: list[float] = []
-    for results in zip(*found, strict=True):
-        a_call.append(median(result.cost.cpu_s / result.calls for result in results))
-        efficiency = median(result.efficiency for result in results)
-        cells += [f"{results[0].calls}", f"{efficiency:.2f}"]
-    cpu = [f"{seconds * 1000:.1f} ms" for seconds in a_call]
-    return [f"C={in_flight} L={LATENCY_S}", *cells, *cpu, times(a_call[1], a_call[0])]
+    ours, stock = ([results[arm] for results in found] if arm < len(runs) else [] for arm in (0, 1))
+    calls = ours[0].calls
+    own, other = (_median(r.harness_s / r.calls for r in arm) for arm in (ours, stock))
+    return [
+        case.name,
+        f"{calls}",
+        _number(_median(r.efficiency for r in ours)),
+        _number(_median(r.efficiency for r in stock)),
+        f"{_median(r.mean_in_flight for r in ours):.0f}",
+        f"{calls * case.latency_s / ideal_s:.0f}",
+        _ms(own),
+        _ms(other),
+        "-" if own is None or other is None else f"{own / other:.2f}",
+        _ms(_median(r.cost.cpu_s / r.calls for r in ours)),
+        _ms(_median(r.cost.cpu_s / r.calls for r in stock)),
+        f"{_median(r.mb_a_sample for r in ours):.1f}",
+    ]
 
 
-def _measure(run: Run, samples: Sequence[PlannedSample], in_flight: int) -> Result:
-    engine = SlowEngine()
-    cost = measure(lambda: run(samples, in_flight, engine))
-    ideal = _ideal_s([engine.calls[sample.id] for sample in samples], in_flight)
-    return Result(ideal / cost.wall_s, cost, sum(engine.calls.values()))
+def _median(values: Iterator[float]) -> float | None:
+    found = list(values)
+    return median(found) if found else None
 
 
-def _ideal_s(calls: Sequence[int], in_flight: int) -> float:
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.2f} ms"
+
+
+def _measure(
+    run: Run, case: Case, samples: Sequence[PlannedSample], ideal_s: float, server: SimulatedServer
+) -> Result:
+    server.configure()
+    served_s = server.stats()["cpu_s"]
+    harness = _Harness()
+    with _peak_memory() as memory:
+        cost = measure(lambda: run(case, samples, server))
+    stats = server.stats()
+    if stats["kinds"].get("unknown"):
+        raise SystemExit("the simulated model did not know a prompt")
+    served_s = stats["cpu_s"] - served_s
+    return Result(
+        efficiency=ideal_s / cost.wall_s,
+        cost=cost._replace(cpu_s=cost.cpu_s - served_s),
+        harness_s=harness.seconds(),
+        calls=stats["requests"],
+        mean_in_flight=stats["mean_in_flight"],
+        mb_a_sample=memory.grown_mb / case.in_flight,
+    )
+
+
+class _Harness:
+    """Processor time of this process, and of workers that it has waited for."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def seconds(self) -> float:
+        return self._now() - self._before
+
+    def _now(self) -> float:
+        # Sandboxes are children of a supervisor, or of dspy's own making: what a worker process
+        # of ours used is known only when it ends, with its sandboxes; so this is an upper bound.
+        return time.process_time()
+
+
+def _ideal_s(depths: Sequence[int], case: Case) -> float:
     """Wall time of samples that start in order as soon as a place is free and only wait."""
-    free_at = [0.0] * in_flight
-    for count in calls:
-        heapq.heapreplace(free_at, free_at[0] + count * LATENCY_S)
+    free_at = [0.0] * case.in_flight
+    for depth in depths:
+        heapq.heapreplace(free_at, free_at[0] + depth * case.latency_s)
     return max(free_at)
 
 
-def _run_ours(samples: Sequence[PlannedSample], in_flight: int, engine: SlowEngine) -> None:
-    sim = specify("sim", env={})
+def _depths(
+    suite: Suite, samples: Sequence[PlannedSample], server: SimulatedServer
+) -> dict[str, int]:
+    """Sample -> model calls that have to follow one another, read off its trajectory."""
+    server.configure(latency_ms=0)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        _run_arm(suite, samples, folder, server, in_flight=16, workers=1)
+        records = repair_and_read(folder / "records.jsonl")
+        return {r.sample: _depth(read_trajectory(folder, r)["steps"]) for r in records}
+
+
+def _depth(steps: Sequence[dict[str, Any]]) -> int:
+    # The simulated model's code asks all queries of one step in one batch.
+    return sum(1 + math.ceil(len(step["queries"]) / BATCH_WORKERS) for step in steps)
+
+
+def _run_ours(suite: Suite) -> Run:
+    def run(case: Case, samples: Sequence[PlannedSample], server: SimulatedServer) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "run"
+            _run_arm(suite, samples, folder, server, in_flight=case.in_flight, workers=case.workers)
+            if open_run(folder).summary["coverage"] < 1:
+                raise SystemExit(f"a sample failed: {repair_and_read(folder / 'records.jsonl')}")
+
+    return run
+
+
+def _run_arm(
+    suite: Suite,
+    samples: Sequence[PlannedSample],
+    folder: Path,
+    server: SimulatedServer,
+    *,
+    in_flight: int,
+    workers: int | None,
+) -> None:
+    model = _model(server)
     arm = Arm(
         program="rlm",
         entry=find_program("rlm"),
         settings=RecursionSettings(),
-        root=sim,
-        sub=sim,
+        root=model,
+        sub=model,
         sandbox=levels.choose(),
         limits=Limits(),
     )
-    root, sub = (
-        MeteredLM("sim", role=role, price=sim.price, engine=engine, cache=False)
-        for role in ("root", "sub")
+    run_arm(
+        arm,
+        Plan(suite=suite, samples=samples),
+        folder,
+        effort=Effort(concurrency=in_flight, workers=workers),
+        progress=make_progress("none", "bench"),
     )
-    bench = replace(make_bench(arm, Redactor.from_env({})), root=root, sub=sub)
-
-    with tempfile.TemporaryDirectory() as folder, RunStore(Path(folder)) as store:
-
-        def work(job: Job) -> Outcome:
-            with dspy.context(**{SAMPLE_SETTING: job.planned.id}):
-                outcome = attempt(job, bench)
-            store.write_trajectory(job.planned.id, outcome.trajectory)
-            return outcome
-
-        def record(outcome: Outcome, _in_flight: int) -> None:
-            if outcome.record.error:
-                raise SystemExit(outcome.record.error.message)
-            store.append(outcome.record)
-
-        jobs = [Job(sample, 0) for sample in samples]
-        execute(jobs, work, record, concurrency=in_flight, stop=StopFlag())
 
 
-class _Named(dspy.Module):
-    """Stock `dspy.RLM`, which says which sample it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rlm = dspy.RLM(AnswerQuery, interpreter_factory=dspy.LocalInterpreter)
-
-    def forward(self, sample: str, **inputs: Any) -> dspy.Prediction:
-        with dspy.context(**{SAMPLE_SETTING: sample}):
-            return self.rlm(**inputs)
+def _model(server: SimulatedServer) -> ModelSpec:
+    return specify("openai/sim", env={}, api_base=server.url, api_key="none")
 
 
-def _run_stock(samples: Sequence[PlannedSample], in_flight: int, engine: SlowEngine) -> None:
+def _run_stock(case: Case, samples: Sequence[PlannedSample], server: SimulatedServer) -> None:
     planned = {sample.id: sample for sample in samples}
 
-    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+    def metric(example: dspy.Example, prediction: dspy.Prediction, *_: Any) -> float:
         sample = planned[example.sample]
-        question = sample.build().question
-        return score(prediction.answer, question, task_rule=sample.rule).robust
+        return score(prediction.answer, sample.build().question, task_rule=sample.rule).robust
 
     devset = []
     for sample in samples:
         built = sample.build()
         example = dspy.Example(sample=sample.id, context=built.context, query=built.query)
-        devset.append(example.with_inputs("sample", "context", "query"))
-    evaluate = dspy.Evaluate(devset=devset, metric=metric, num_threads=in_flight, max_errors=1)
-    with dspy.context(lm=dspy.LM("sim", engine=engine, cache=False)):
-        evaluate(_Named())
+        devset.append(example.with_inputs("context", "query"))
+    evaluate = dspy.Evaluate(devset=devset, metric=metric, num_threads=case.in_flight, max_errors=1)
+    lm = dspy.LM("openai/sim", api_base=server.url, api_key="none", cache=False)
+    with dspy.context(lm=lm):
+        evaluate(dspy.RLM(AnswerQuery, interpreter_factory=dspy.LocalInterpreter))
+
+
+@dataclass
+class _Memory:
+    before_mb: float
+    peak_mb: float
+
+    @property
+    def grown_mb(self) -> float:
+        return self.peak_mb - self.before_mb
+
+
+@contextmanager
+def _peak_memory() -> Iterator[_Memory]:
+    """Proportional set size of this process and all descendants, looked at twice a second."""
+    found = _Memory(_pss_mb(), 0.0)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            found.peak_mb = max(found.peak_mb, _pss_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        watcher.join()
+        found.peak_mb = max(found.peak_mb, found.before_mb)
+
+
+def _pss_mb() -> float:
+    total = 0
+    for pid in (os.getpid(), *(pid for pid, _ in descendants())):
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
+    return total / 1024
+
+
+# ---- the store ----------------------------------------------------------------------------------
+
+STORED = 100_000
+RESUMED = 10_000
+
+
+def _store_table() -> Table:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        path = folder / "records.jsonl"
+        lines = [_line(number) for number in range(STORED)]
+        path.write_bytes(b"".join(lines))
+        frame = measure(lambda: _frame(path))
+        plain = measure(lambda: _plain_frame(path))
+        path.write_bytes(b"".join(lines[:RESUMED]))
+        opened = measure(lambda: RunStore(folder).close())
+        read = measure(lambda: _plain_frame(path))
+    return Table(
+        title="Stored records",
+        about=(
+            f"`open_run(...).records()` of {STORED:,} records, and opening a folder of"
+            f" {RESUMED:,} to go on with it; stock is `json.loads` of each line and a data frame."
+        ),
+        columns=("case", "fleet-rlm", "stock", "ratio", "CPU fleet-rlm", "CPU stock", "CPU ratio"),
+        rows=[
+            slower(f"records() of {STORED:,}", frame, plain),
+            slower(f"open to resume {RESUMED:,}", opened, read),
+        ],
+    )
+
+
+def _line(number: int) -> bytes:
+    import orjson
+
+    usage = {
+        role: {"calls": 5, "input_tokens": 9000, "cached_tokens": 0, "output_tokens": 600,
+               "usd": 0.01186, "seconds": 1.5, "cache_hits": 0, "saved_usd": 0.0}
+        for role in ("root", "sub")
+    }  # fmt: skip
+    record = Record(
+        sample=f"needle-128k-{number}.0-5bc18e66",
+        epoch=0,
+        task="needle",
+        cluster=f"needle-128k-{number // 4}-5bc18e66",
+        length=128_000,
+        status="scored",
+        stop="submitted",
+        score=0.5,
+        official=0.5,
+        robust=0.5,
+        answer="Answer: 616",
+        tokens=126_920,
+        turns=5,
+        seconds=0.7,
+        working_s=0.7,
+        usage=usage,
+        trajectory=f"trajectories/needle-128k-{number}.0-5bc18e66.0.json.gz",
+    )
+    return orjson.dumps(record.to_json(), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _frame(path: Path) -> object:
+    import pandas
+
+    return pandas.DataFrame(read_columns(path))
+
+
+def _plain_frame(path: Path) -> object:
+    import json
+
+    import pandas
+
+    return pandas.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
