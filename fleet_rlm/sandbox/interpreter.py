@@ -144,7 +144,7 @@ class LocalInterpreter:
             self._redactor = Redactor.from_env(os.environ)
         try:
             sandbox = self._sandbox or local.shared(self._level())
-            self._session = sandbox.open(self.limits, self._redactor.clean)
+            self._session = sandbox.open(self.limits, self._redactor.clean_data)
         except SandboxError as error:
             raise SessionLost(error.message) from error
 

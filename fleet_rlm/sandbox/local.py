@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +19,7 @@ from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox import driver
 from fleet_rlm.sandbox.levels import Level, box_environment
 from fleet_rlm.sandbox.link import Link
-from fleet_rlm.sandbox.session import Limits, Session
+from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
 START_S = 60.0
 STOP_S = 5.0
@@ -83,12 +82,12 @@ class LocalSandbox:
         """Process id of the supervisor."""
         return self._process.pid
 
-    def open(self, limits: Limits | None = None, clean: Callable[[str], str] = str) -> Session:
+    def open(self, limits: Limits | None = None, clean: Clean = as_it_is) -> Session:
         """A fresh session; close it when done.
 
         Args:
             limits: the sandbox's own when absent.
-            clean: takes secrets out of the texts of failed tools.
+            clean: takes secrets out of what tools are given, and of what they return or raise.
 
         Raises:
             SandboxError: it could not be started, or is not locked in as the level says.
