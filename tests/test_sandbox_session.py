@@ -693,7 +693,7 @@ def test_a_dead_box_is_replaced() -> None:
     level = levels.choose()
     box = local.shared(level)
     session = box.open()
-    os.kill(box.pid, signal.SIGKILL)
+    os.killpg(box.pid, signal.SIGKILL)
     lost(session, "while True: pass", "gone")
     again = local.shared(level)
     assert again is not box

@@ -8,11 +8,12 @@ sends), truncation, changes of metadata, memory files, kernel interfaces with a 
 call fails with EPERM, so that Python code sees `PermissionError`.
 
 Run as a program it is the self-test of a level: it locks itself in exactly as a worker does, tries
-to get out and prints what happened as one JSON object.
+to get out and prints what happened as one JSON object. Without arguments it prints what the
+interpreter needs to read.
 """
 
 # pathlib has neither O_PATH nor descriptors, and its import would delay every start.
-# ruff: noqa: PTH110, PTH118, PTH123
+# ruff: noqa: PTH110, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -156,6 +157,13 @@ def readable_paths() -> list[str]:
     paths |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"}
     paths |= {"/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero"}
     return sorted(path for path in paths if os.path.exists(path))
+
+
+def needed_paths() -> list[str]:
+    """This interpreter, and what else it takes to start it and to import packages."""
+    environment = os.path.dirname(os.path.dirname(sys.executable))
+    paths = [getattr(sys, "_base_executable", ""), f"{environment}/pyvenv.cfg"]
+    return [sys.executable, *(p for p in paths if os.path.exists(p)), *readable_paths()]
 
 
 # Syscall numbers by name. From 424 on they are the same on both machines; from 452 on (2023) none
@@ -394,6 +402,8 @@ def _attempt(action: Callable[[], object]) -> str:
         action()
     except PermissionError:
         return "blocked"
+    except FileNotFoundError:
+        return "absent"
     except OSError as error:
         return f"not blocked: {error}"
     return "not blocked"
@@ -424,4 +434,7 @@ def self_test(scratch: str, canary: str, abi: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(self_test(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    if sys.argv[1:]:
+        print(json.dumps(self_test(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    else:
+        print(json.dumps(needed_paths()))
