@@ -40,6 +40,10 @@ Kind = Literal["ok", "final", "error", "syntax", "interrupted"]
 KINDS = ("ok", "final", "error", "syntax", "interrupted")
 Invoke = Callable[[str, Sequence[Any], Mapping[str, Any]], Any]
 """Runs a tool by name; called in a tool thread."""
+Ask = Callable[[], bytes]
+"""Runs one tool call; the answer as the driver reads it."""
+Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Ask], bytes]
+"""Stands between a call, by name and arguments, and the tool; called in a tool thread."""
 Clean = Callable[[Any], Any]
 """Plain data without the secrets in its strings."""
 
@@ -229,11 +233,13 @@ class _Cell:
         invoke: Invoke,
         timeout_s: float | None,
         on_stdout: Callable[[str], None] | None,
+        answer: Answer | None,
     ) -> None:
         self.id = secrets.randbits(62)  # no guest can answer a cell that has not begun
         self.tools = frozenset(tools)
         self.invoke = invoke
         self.on_stdout = on_stdout
+        self.answer = answer
         self.context = contextvars.copy_context()
         self.clock = _Clock(timeout_s)
         self.running = False
@@ -283,6 +289,8 @@ class Session:
         """Bytes handed to the worker so far: code, inputs, tool results."""
         self.lost: str | None = None
         """Why the session is gone; None while it lives."""
+        self.box_lost = False
+        """It is gone because its supervisor is, through no fault of its code."""
         self._link = link
         self._limits = limits
         self._clean = clean
@@ -324,6 +332,7 @@ class Session:
         fields: Sequence[str] | None = None,
         timeout_s: float | None = 120.0,
         on_stdout: Callable[[str], None] | None = None,
+        answer: Answer | None = None,
     ) -> CellResult:
         """Run one cell and wait for its end.
 
@@ -336,6 +345,7 @@ class Session:
             timeout_s: seconds until the cell is interrupted, None for no limit. The clock stands
                 still while the cell only waits for tools.
             on_stdout: called with pieces of output while the cell runs, in this thread.
+            answer: answers calls of tools in place of `invoke`, or asks it and takes a note.
 
         Raises:
             SandboxError: the session is lost, or a cell is running in it.
@@ -347,7 +357,7 @@ class Session:
             raise SandboxError("a cell is running in this session: use one session per thread")
         try:
             self._check_alive()
-            cell = self._cell = _Cell(tools, invoke, timeout_s, on_stdout)
+            cell = self._cell = _Cell(tools, invoke, timeout_s, on_stdout, answer)
             try:
                 self._send_cell(cell, code, variables or {}, fields)
                 return self._wait(cell)
@@ -466,6 +476,7 @@ class Session:
             if self.lost:
                 return
             self.lost = reason
+            self.box_lost = self.box_lost or self._link.lost is not None
             self._wire.hang_up()
             with suppress(SandboxError):
                 self._link.tell(self._sid, driver.CLOSE)
@@ -508,6 +519,7 @@ class Session:
         except queue.Empty:
             news = None
         if news is None:
+            self.box_lost = True
             self._give_up("its supervisor does not answer")
             raise SandboxError(f"the sandbox session is gone: {self.lost}")
         return float(news["cpu_s"])
@@ -567,7 +579,12 @@ class Session:
         self._threads.submit(serve)
 
     def _serve(self, cell: _Cell, name: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
-        """Run one tool call, in a tool thread; the answer as the driver reads it."""
+        """Answer one tool call, in a tool thread."""
+        if cell.answer is None:
+            return self._run_tool(cell, name, args, kwargs)
+        return cell.answer(name, args, kwargs, lambda: self._run_tool(cell, name, args, kwargs))
+
+    def _run_tool(self, cell: _Cell, name: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         try:
             return self._call(cell, name, args, kwargs)
         except BaseException as error:  # noqa: BLE001 -- a tool may raise anything; see _is_stop
