@@ -203,11 +203,12 @@ def test_a_prompt_that_never_fits_ends_in_an_answer_not_in_an_error():
     assert (found.answer, found.stop, len(found.trajectory)) == ("from little", "context", 1)
 
 
-def test_a_lost_session_is_replaced_and_the_model_is_told():
-    codes = ["kept = 1", "import os\nos._exit(3)", "SUBMIT(str('kept' in globals()) + context[:3])"]
+def test_a_lost_session_is_rebuilt_and_the_model_is_told():
+    codes = ["kept = 'got '", "import os\nos._exit(3)", "SUBMIT(kept + context[:3])"]
     found = ask(make_rlm(), scripted_lm(lambda _, n: action(codes[n - 1])))
-    assert (found.answer, found.stop) == ("FalseThe", "submitted")
+    assert (found.answer, found.stop) == ("got The", "submitted")
     assert "session was lost" in found.trajectory[1]["output"]
+    assert "It was rebuilt" in found.trajectory[1]["output"]
     assert "os._exit" in found.trajectory[1]["code"]
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet_rlm.errors import SandboxUnavailable
 from fleet_rlm.sandbox import confine, driver, levels
 from fleet_rlm.sandbox.local import LocalSandbox
 from fleet_rlm.sandbox.session import Limits
@@ -199,13 +200,28 @@ def test_it_needs_nothing_but_an_old_python(module: ModuleType) -> None:
     assert imported <= sys.stdlib_module_names
 
 
-def test_other_pythons_run_it() -> None:
-    """Every python3.x on the PATH, at the level that holds here."""
-    names = [shutil.which(f"python3.{minor}") for minor in range(10, 15)]
-    found = {name for name in names if name and not subprocess.call([name, "-c", ""])}
-    for python in {sys.executable, *found}:
-        with LocalSandbox(levels.choose(), python=python) as box:
+def pythons() -> Iterator[str]:
+    """One interpreter of each version that the driver runs on: from the PATH, or from pyenv."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    for minor in range(10, 15):
+        name = f"python3.{minor}"
+        for python in [shutil.which(name), *map(str, versions.glob(f"3.{minor}.*/bin/{name}"))]:
+            if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode:
+                yield python
+                break
+
+
+@pytest.mark.parametrize("name", ["bwrap", "landlock"])
+def test_other_pythons_run_it(name: str) -> None:
+    """Every Python that is found here, at both levels."""
+    try:
+        level = levels.choose(name)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    for python in pythons():
+        with LocalSandbox(level, python=python) as box:
             session = box.open()
+            assert session.execute("import sys; sys.version_info[1]").value in range(10, 15)
             value = [1, {"a": "b" * 50_000}]
             assert session.execute("print(x == [1, {'a': 'b' * 50_000}])", {"x": value}).stdout
             assert session.execute("1 / 0").kind == "error"

@@ -180,6 +180,11 @@ def test_secrets_do_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
         interpreter.execute("for c in 'correct-horse-9': print(c, end='', flush=True)\nprint()")
         assert "horse" not in "".join(seen)
         assert "SOME_API_KEY" in "".join(seen)
+    asked: list[Any] = []
+    echo = {"echo": lambda *args, **named: asked.append((args, named)) or ("a", "correct-horse-9")}
+    with LocalInterpreter(tools=echo) as interpreter:
+        assert interpreter.execute(f"echo({half}, x=[{half}])") == ["a", clean]
+        assert asked == [((clean,), {"x": [clean]})]
     known = Redactor({"mine": "hunter-2-hunter"})
     with LocalInterpreter(redactor=known) as interpreter:
         assert interpreter.execute("'hunter-2' + '-hunter'") == "[REDACTED:mine]"

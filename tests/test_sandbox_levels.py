@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,11 +18,46 @@ from fleet_rlm.sandbox import confine, levels, local
 
 def test_auto_chooses_and_proves() -> None:
     level = levels.choose()
-    assert (level.name, level.isolated) == ("landlock", True)
+    assert level.isolated
     assert level.landlock_abi >= 1
-    assert levels.choose("landlock") is level
-    for words in ("no network", "not read them", "looked at"):
+    assert (level.name == "bwrap") == (level.advice is None)
+    assert levels.choose(level.name) == level
+    for words in ("no network", "looked at"):
         assert words in level.label
+    assert "not read them" in levels.choose("landlock").label
+
+
+def test_without_bubblewrap_landlock_holds_and_the_advice_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def choose(level: str = "auto") -> levels.Level:
+        levels._bwrap.cache_clear()
+        return levels.choose(level)
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    level = choose()
+    assert level.name == "landlock"
+    assert "apt-get install bubblewrap" in str(level.advice)
+    program = tmp_path / "bwrap"
+    for complaint, fix in [
+        ("bwrap: Unknown option --size", "0.7 or newer"),
+        ("bwrap: setting up uid map: Permission denied", "sysctl -w"),
+    ]:
+        program.write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
+        program.chmod(0o755)
+        with pytest.raises(SandboxUnavailable, match=complaint) as refused:
+            choose("bwrap")
+        assert fix in str(refused.value)
+        assert "unsafe-process" in str(refused.value)
+        assert choose().name == "landlock"
+    # one that makes no namespaces: the canary is merely locked, and that is not enough
+    program.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --chdir ]; do shift; done\nshift 2\n'
+        'mkdir -p "$HOME" 2>/dev/null; exec "$@"\n'
+    )
+    with pytest.raises(SandboxUnavailable, match="canary blocked"):
+        choose("bwrap")
+    levels._bwrap.cache_clear()
 
 
 @pytest.mark.parametrize("abi", [1, 2, 3, 4, 5, 6])
@@ -85,22 +121,57 @@ def test_the_self_test_sees_an_open_door(tmp_path: Path) -> None:
     assert done.stdout.count('"not blocked') == 6
 
 
-def test_a_box_without_secrets_or_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+def group_of(leader: int) -> list[Path]:
+    """The folders in /proc of the living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(group) == leader and state != "Z":
+            found.append(path)
+    return found
+
+
+@pytest.fixture(params=["bwrap", "landlock"])
+def level(request: pytest.FixtureRequest) -> levels.Level:
+    try:
+        return levels.choose(request.param)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_a_box_without_secrets_or_traces(
+    level: levels.Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-the-box")
-    with local.LocalSandbox(levels.choose()) as box:
-        environment = Path(f"/proc/{box.pid}/environ").read_bytes()
-        assert b"sk-not" not in environment
-        assert b"API_KEY" not in environment
-        root = Path(box._root)
+    with local.LocalSandbox(level) as box:
         box.open().execute("open('left', 'w').close()")
-    assert not root.exists()
+        everyone = group_of(box.pid)
+        assert len(everyone) >= 3
+        for process in everyone:
+            environment = (process / "environ").read_bytes()
+            assert b"sk-not" not in environment
+            assert b"API_KEY" not in environment
+        root = box._root
+    assert root is None or not Path(root).exists()
 
 
-def test_a_killed_host_leaves_nothing() -> None:
+def test_a_box_may_be_started_by_a_thread_that_ends(level: levels.Level) -> None:
+    boxes: list[local.LocalSandbox] = []
+    thread = threading.Thread(target=lambda: boxes.append(local.LocalSandbox(level)))
+    thread.start()
+    thread.join()
+    with boxes[0] as box:
+        assert box.open().execute("6 * 7").value == 42
+
+
+def test_a_killed_host_leaves_nothing(level: levels.Level) -> None:
     code = (
         "import os, signal\n"
         "from fleet_rlm.sandbox import levels, local\n"
-        "box = local.shared(levels.choose())\n"
+        f"box = local.shared(levels.choose({level.name!r}))\n"
         "session = box.open()\n"
         'session.execute(\'open("left", "w").close()\')\n'
         "print(box._root, box.pid, flush=True)\n"
@@ -109,18 +180,18 @@ def test_a_killed_host_leaves_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     root, pid = done.stdout.split()
     for _ in range(200):
-        if not Path(root).exists() and not Path(f"/proc/{pid}").exists():
+        if not Path(root).exists() and not group_of(int(pid)):
             break
         time.sleep(0.02)
     assert not Path(root).exists()
-    assert not Path(f"/proc/{pid}").exists()
+    assert group_of(int(pid)) == []
 
 
-def test_a_box_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_a_box_that_cannot_start_says_why(level: levels.Level, tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such snake >&2\nexit 1\n")
     broken.chmod(0o755)
     from fleet_rlm.errors import SandboxError
 
     with pytest.raises(SandboxError, match="no such snake"):
-        local.LocalSandbox(levels.choose(), python=str(broken))
+        local.LocalSandbox(level, python=str(broken))

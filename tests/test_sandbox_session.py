@@ -64,6 +64,17 @@ def test_value_that_is_not_plain_comes_as_text(session: Session) -> None:
     assert len(long.text) < 21_000
 
 
+def test_a_large_trailing_value_is_shown_without_being_written_out(session: Session) -> None:
+    for code in ("list(range(3_000_000))", "dict.fromkeys(range(3_000_000))", "'ab ' * 10**8"):
+        start = time.monotonic()
+        result = session.execute(f"x = {code}\nimport time; t = time.process_time()\nx")
+        assert result.text is not None
+        assert len(result.text) < 21_000
+        assert session.execute("time.process_time() - t < 0.2").value is True
+        assert time.monotonic() - start < 5
+    assert session.execute("[[1] * 10] * 3").value == [[1] * 10] * 3
+
+
 def test_output_and_error_stay_together(session: Session) -> None:
     result = session.execute("print('before')\ndef f():\n    return 1 / 0\nf()")
     assert result.kind == "error"
@@ -260,6 +271,17 @@ def test_inputs_arrive_fresh_in_every_cell(session: Session, value: Any) -> None
     sent = session.bytes_sent
     assert session.execute(look, {"x": value}).value == expected
     assert session.bytes_sent - sent < 400
+
+
+def test_equal_text_is_not_sent_again(session: Session) -> None:
+    context = "words " * 50_000
+    session.execute("x", {"x": context})
+    sent = session.bytes_sent
+    again = "words " * int("50000")
+    assert again is not context
+    assert session.execute("len(x)", {"x": again}).value == len(context)
+    assert session.bytes_sent - sent < 1000
+    assert session.execute("x[0]", {"x": "Words " + again[6:]}).value == "W"
 
 
 def test_huge_numbers_arrive(session: Session) -> None:
@@ -628,11 +650,50 @@ def test_floods_of_calls_end_the_session(box: local.LocalSandbox) -> None:
     release.set()
 
 
+@pytest.mark.parametrize("kind", [driver.STDOUT, driver.READY, driver.RESULT])
+def test_floods_of_frames_end_the_session(box: local.LocalSandbox, kind: int) -> None:
+    """Frames that come faster than they are read hold up neither the deadline nor the host."""
+    code = (
+        "import os, struct\n"
+        f"frame = struct.pack('!IIBB', 9, 0, {kind}, 0) + b'{{\"id\": 1}}'\n"
+        "while True: os.write(3, frame * 100)"
+    )
+    start = time.monotonic()
+    lost(box.open(), code, "flooded", timeout_s=30)
+    assert time.monotonic() - start < 10
+
+
+def test_floods_of_small_calls_end_the_session(box: local.LocalSandbox) -> None:
+    code = (
+        "import json, os, struct\n"
+        "call = json.dumps({'id': 1, 'name': 'hang', 'args': [], 'kwargs': {}}).encode()\n"
+        f"frame = struct.pack('!IIBB', len(call), 0, {driver.TOOL_CALL}, 0) + call\n"
+        "while True: os.write(3, frame)"
+    )
+    release = threading.Event()
+    lost(box.open(), code, "flooded", timeout_s=30, **caller(hang=lambda *_: release.wait(20)))
+    release.set()
+
+
+def test_steady_calls_do_not_hold_up_the_deadline(session: Session) -> None:
+    code = (
+        "import threading\n"
+        "def work():\n"
+        "    while True: quick()\n"
+        "for _ in range(4): threading.Thread(target=work, daemon=True).start()\n"
+        "while True: pass"
+    )
+    start = time.monotonic()
+    result = session.execute(code, timeout_s=0.3, **caller(quick=lambda: None))
+    assert result.kind == "interrupted"
+    assert time.monotonic() - start < 5
+
+
 def test_a_dead_box_is_replaced() -> None:
     level = levels.choose()
     box = local.shared(level)
     session = box.open()
-    os.kill(box.pid, signal.SIGKILL)
+    os.killpg(box.pid, signal.SIGKILL)
     lost(session, "while True: pass", "gone")
     again = local.shared(level)
     assert again is not box

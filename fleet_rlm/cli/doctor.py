@@ -55,7 +55,7 @@ def doctor_command(start: Path, *, as_json: bool) -> int:
 def examine(start: Path) -> Iterator[Finding]:
     """Look at this machine and project; starts a sandbox for its self-test, calls no model."""
     yield _python()
-    yield _finding("sandbox", lambda: choose("auto").label)
+    yield _finding("sandbox", _sandbox)
     project = project_dir(start)
     try:
         resolved = resolve({}, os.environ, project)
@@ -75,6 +75,11 @@ def _python() -> Finding:
         detail=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         fix=None if ok else "install Python 3.11 or newer",
     )
+
+
+def _sandbox() -> str:
+    level = choose("auto")
+    return f"{level.name}: {level.label}" + (f". {level.advice}" if level.advice else "")
 
 
 def _model(resolved: Resolved) -> str:

@@ -88,7 +88,7 @@ class RLM(dspy.RLM):
     * Generated code may ask children: `rlm_query(query, context)` runs the same learned guidance in
       a sibling session, down to `max_depth`, on the root's budget.
     * Nothing that is paid for is lost. A malformed action becomes an error that the model reads; a
-      history that no longer fits is shown shortened; a lost session is replaced; at a limit of the
+      history that no longer fits is shown shortened; a lost session is rebuilt; at a limit of the
       sample's ledger the answer is extracted from the steps so far. The prediction's `stop` says
       how it ended: "submitted", "iterations", "context", or the limit's kind. An error of the
       model's service carries the steps so far as `trajectory`.
@@ -288,7 +288,7 @@ class _Run:
                     self._append(action.reasoning, action.code, f"[Stopped] {limit}")
                     return limit.kind
                 except CodeInterpreterError as error:
-                    repl = self._restart(stack, action, error)
+                    repl = self._restart(stack, repl, action, error)
                     continue
                 final = self._take(action, result)
                 if final is not None:
@@ -416,11 +416,18 @@ class _Run:
             yield repl
 
     def _restart(
-        self, stack: ExitStack, action: dspy.Prediction, error: CodeInterpreterError
+        self,
+        stack: ExitStack,
+        repl: CodeInterpreter,
+        action: dspy.Prediction,
+        error: CodeInterpreterError,
     ) -> CodeInterpreter:
         self.restarts += 1
         if self.restarts > RESTARTS:
             raise error
+        if rebuild := getattr(repl, "rebuild", None):
+            self._append(action.reasoning, action.code, f"[Error] {rebuild()}")
+            return repl
         stack.close()
         self._append(
             action.reasoning,

@@ -8,11 +8,12 @@ sends), truncation, changes of metadata, memory files, kernel interfaces with a 
 call fails with EPERM, so that Python code sees `PermissionError`.
 
 Run as a program it is the self-test of a level: it locks itself in exactly as a worker does, tries
-to get out and prints what happened as one JSON object.
+to get out and prints what happened as one JSON object. Without arguments it prints what the
+interpreter needs to read.
 """
 
 # pathlib has neither O_PATH nor descriptors, and its import would delay every start.
-# ruff: noqa: PTH110, PTH118, PTH123
+# ruff: noqa: PTH110, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -158,6 +159,13 @@ def readable_paths() -> list[str]:
     return sorted(path for path in paths if os.path.exists(path))
 
 
+def needed_paths() -> list[str]:
+    """This interpreter, and what else it takes to start it and to import packages."""
+    environment = os.path.dirname(os.path.dirname(sys.executable))
+    paths = [getattr(sys, "_base_executable", ""), f"{environment}/pyvenv.cfg"]
+    return [sys.executable, *(p for p in paths if os.path.exists(p)), *readable_paths()]
+
+
 # Syscall numbers by name. From 424 on they are the same on both machines; from 452 on (2023) none
 # is needed and all are answered with ENOSYS, so no kernel to come can add a way out.
 _SAME = """pidfd_send_signal=424 io_uring_setup=425 io_uring_enter=426 io_uring_register=427
@@ -180,7 +188,8 @@ chmod=90 fchmod=91 chown=92 fchown=93 lchown=94 fchownat=260 fchmodat=268 utime=
 futimesat=261 utimensat=280 truncate=76 setxattr=188 lsetxattr=189 fsetxattr=190 removexattr=197
 lremovexattr=198 fremovexattr=199 shmget=29 shmat=30 shmctl=31 semget=64 semop=65 semctl=66
 semtimedop=220 msgget=68 msgsnd=69 msgrcv=70 msgctl=71 mq_open=240 mq_unlink=241
-inotify_add_watch=254 fanotify_init=300 fanotify_mark=301 memfd_create=319 open=2 openat=257"""
+inotify_add_watch=254 fanotify_init=300 fanotify_mark=301 memfd_create=319 open=2 openat=257
+io_setup=206"""
 _AARCH64 = """socket=198 socketpair=199 connect=203 accept=202 sendto=206 bind=200 listen=201
 accept4=242 execve=221 execveat=281 kill=129 tkill=130 tgkill=131 ptrace=117 process_vm_readv=270
 process_vm_writev=271 kcmp=272 rt_sigqueueinfo=138 rt_tgsigqueueinfo=240 bpf=280
@@ -196,7 +205,7 @@ ioprio_set=30 fchmod=52 fchmodat=53 fchownat=54 fchown=55 utimensat=88 truncate=
 lsetxattr=6 fsetxattr=7 removexattr=14 lremovexattr=15 fremovexattr=16 shmget=194 shmctl=195
 shmat=196 semget=190 semctl=191 semtimedop=192 semop=193 msgget=186 msgctl=187 msgrcv=188
 msgsnd=189 mq_open=180 mq_unlink=181 inotify_add_watch=27 fanotify_init=262 fanotify_mark=263
-memfd_create=279 openat=56"""
+memfd_create=279 openat=56 io_setup=0"""
 _FIRST_UNKNOWN = 452
 _MACHINES = {
     "x86_64": (0xC000003E, _X86_64),
@@ -393,6 +402,8 @@ def _attempt(action: Callable[[], object]) -> str:
         action()
     except PermissionError:
         return "blocked"
+    except FileNotFoundError:
+        return "absent"
     except OSError as error:
         return f"not blocked: {error}"
     return "not blocked"
@@ -423,4 +434,7 @@ def self_test(scratch: str, canary: str, abi: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(self_test(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    if sys.argv[1:]:
+        print(json.dumps(self_test(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    else:
+        print(json.dumps(needed_paths()))

@@ -238,6 +238,40 @@ def clip(text: str, head: int, tail: int) -> str:
     return f"{text[:head]}\n[... {omitted:,} characters ...]\n{text[head + omitted :]}"
 
 
+def room_left(value: Any, room: int) -> int:
+    """What is left of `room` characters beside the JSON of `value`; negative if it is too long.
+
+    A lower bound of its length, found without writing it: a list of millions of words is common.
+    """
+    kind = type(value)
+    if kind is str:
+        return room - len(value)
+    if kind not in (list, tuple, dict):
+        return room
+    room -= 2 * len(value)
+    for item in itertools.chain(value, value.values()) if kind is dict else value:
+        if room < 0:
+            break
+        room = room_left(item, room)
+    return room
+
+
+def beginning(value: Any, room: int) -> Any:
+    """`value` itself, or the first part of a text or container that is too long to show."""
+    kind = type(value)
+    if kind in (str, bytes):
+        return value[: room + 1]
+    if kind not in (list, tuple, set, frozenset, dict):
+        return value
+    kept = []
+    for item in value.items() if kind is dict else value:
+        if room < 0:
+            break
+        kept.append(beginning(item, room))
+        room = room_left(kept[-1], room) - 2
+    return kind(kept)
+
+
 def erase(top: str) -> None:
     """Remove a folder that guest code filled, at any depth: no recursion, no long path, no link."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -1107,6 +1141,7 @@ class Cells:
             finally:
                 self.shield.armed = False
         except CellInterrupt as error:
+            self.shield.armed = False  # it may have come between the end of the cell and this
             return {"kind": "interrupted", "error": self._where(error)}, None
 
     def _compile(self, code: str, name: str) -> tuple[types.CodeType, types.CodeType | None]:
@@ -1141,12 +1176,15 @@ class Cells:
         """A trailing expression's value: as JSON when it is plain and small, else as its repr."""
         if value is None:
             return {"kind": "ok"}, None
-        if not isinstance(value, str) or len(value) <= MAX_VALUE:
-            with contextlib.suppress(TypeError, ValueError, RecursionError):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            if room_left(value, MAX_VALUE) >= 0:
                 text = json.dumps(value, ensure_ascii=False, allow_nan=False)
                 if len(text) <= MAX_VALUE:
                     return {"kind": "ok"}, text.encode("utf-8", "replace")
-        text = repr(value[: MAX_TEXT + 1] if isinstance(value, str) else value)
+        try:
+            text = repr(beginning(value, MAX_TEXT))
+        except RecursionError:
+            text = repr(value)
         return {"kind": "ok", "text": clip(text, MAX_TEXT, 0)}, None
 
     def _describe(self, error: BaseException) -> str:

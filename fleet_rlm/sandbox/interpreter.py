@@ -11,6 +11,7 @@ import functools
 import inspect
 import keyword
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ from dspy.utils.callback import with_callbacks
 
 from fleet_rlm.errors import DataError, SandboxError
 from fleet_rlm.sandbox import levels, local
+from fleet_rlm.sandbox.journal import Answers, Journal, Rebuilt, Step
 from fleet_rlm.sandbox.redact import Redactor
-from fleet_rlm.sandbox.session import CellResult, Limits, Session
+from fleet_rlm.sandbox.session import Answer, Ask, CellResult, Limits, Session
 
 RESERVED = frozenset({"SUBMIT", "__builtins__"})
 
@@ -103,6 +105,9 @@ class LocalInterpreter:
         self._sandbox = sandbox
         self._redactor = redactor
         self._session: Session | None = None
+        self._journal = Journal()
+        self._loss: str | None = None
+        """Why the last session that was lost is gone."""
         self._ended = self._stopped = False
 
     @classmethod
@@ -140,11 +145,14 @@ class LocalInterpreter:
             raise SessionLost("this interpreter was shut down: make a new one")
         if self._session is not None:
             return
+        self._session = self._open()
+
+    def _open(self) -> Session:
         if self._redactor is None:
             self._redactor = Redactor.from_env(os.environ)
         try:
             sandbox = self._sandbox or local.shared(self._level())
-            self._session = sandbox.open(self.limits, self._redactor.clean)
+            return sandbox.open(self.limits, self._redactor.clean_data)
         except SandboxError as error:
             raise SessionLost(error.message) from error
 
@@ -178,26 +186,103 @@ class LocalInterpreter:
         self.start()
         assert self._session is not None
         assert self._redactor is not None
-        stream = self._redactor.stream() if self.on_stdout else None
         self._stopped = False
+        step = self._journal.begin(code, variables, tuple(self.tools), self._field_names())
         try:
-            raw = self._session.execute(
-                code,
-                variables,
-                tools=tuple(self.tools),
-                invoke=self.invoke_tool,
-                fields=self._field_names(),
-                timeout_s=self.timeout,
-                on_stdout=(lambda piece: self._show(stream.feed(piece))) if stream else None,
-            )
+            raw = self._run(step)
         except DataError as error:
             raise InputRejected(error.message, fix=error.fix) from error
         except SandboxError as error:
             raise SessionLost(error.message) from error
-        if stream:
-            self._show(stream.flush())
         self.last = self._clean(raw)
         return self._outcome(self.last)
+
+    def _run(self, step: Step) -> CellResult:
+        """Run a cell and note it. If the box fails under it, once more in another box."""
+        assert self._session is not None
+        try:
+            return self._run_once(step, step.answers.record)
+        except SandboxError:
+            self._loss = self._session.lost
+            if not self._session.box_lost or self._ended or not self._rebuilt_whole():
+                raise
+        paid = step.answers.copy()
+        step.answers = Answers()
+
+        def answer(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], ask: Ask) -> bytes:
+            return step.answers.record(
+                name, args, kwargs, lambda: paid.take(name, args, kwargs) or ask()
+            )
+
+        return self._run_once(step, answer)
+
+    def _run_once(self, step: Step, answer: Answer) -> CellResult:
+        assert self._session is not None
+        assert self._redactor is not None
+        stream = self._redactor.stream() if self.on_stdout else None
+        start = time.monotonic()
+        result = self._session.execute(
+            step.code,
+            step.variables,
+            tools=step.tools,
+            invoke=self.invoke_tool,
+            fields=step.fields,
+            timeout_s=self.timeout,
+            on_stdout=(lambda piece: self._show(stream.feed(piece))) if stream else None,
+            answer=answer,
+        )
+        if stream:
+            self._show(stream.flush())
+        self._journal.add(step, result, time.monotonic() - start)
+        return result
+
+    def rebuild(self) -> str:
+        """Put a new session in the place of a lost one, with its state: the cells run again, and
+        every tool call is answered from the record, so no model call is paid twice.
+
+        Returns:
+            What a model should know: what happened, and which names to mistrust.
+
+        Raises:
+            SessionLost: that did not work either.
+        """
+        try:
+            rebuilt = self._replay()
+        except SandboxError as error:
+            raise SessionLost(error.message) from error
+        said = [f"The sandbox session was lost: {self._loss}. "]
+        if rebuilt.dropped:
+            said.append(
+                "A new one was started: the inputs are set, variables, functions and files of "
+                "earlier blocks are gone."
+            )
+        else:
+            said.append(
+                "It was rebuilt: the earlier blocks ran again with the recorded results of their "
+                "tool calls. This block did not."
+            )
+        if rebuilt.doubtful:
+            said.append(f" Missing, or perhaps not as before: {', '.join(rebuilt.doubtful)}.")
+        return "".join(said)
+
+    def _replay(self) -> Rebuilt:
+        if self._ended:
+            raise SessionLost("this interpreter was shut down: make a new one")
+        if self._session is not None:
+            self._session.close()
+        rebuilt = self._journal.replay(self._open)
+        self._session = rebuilt.session
+        return rebuilt
+
+    def _rebuilt_whole(self) -> bool:
+        """Rebuild; False when the model must be told that something is missing."""
+        if self._sandbox is not None and not self._sandbox.alive:
+            return False
+        rebuilt = self._replay()
+        if rebuilt.dropped or rebuilt.doubtful:
+            rebuilt.session.close()
+            return False
+        return True
 
     def interrupt(self) -> None:
         """End the running cell, from another thread; the session and its state are kept."""

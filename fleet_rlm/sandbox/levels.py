@@ -11,16 +11,17 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fleet_rlm.errors import SandboxUnavailable, UsageError, nearest
-from fleet_rlm.sandbox import confine
+from fleet_rlm.sandbox import bubble, confine
 
 ABI_VARIABLE = "FLEET_RLM_LANDLOCK_ABI"
 """Emulates an older kernel: the highest Landlock version to use, 0 for none."""
@@ -34,6 +35,8 @@ HELD = {
     "scratch": "not blocked",
 }
 """What the self-test must report, word for word."""
+HELD_IN_NAMESPACES = HELD | {"canary": "absent", "write": "absent"}
+"""The same where files of the host do not even have a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,10 @@ class Level:
     """False: generated code has the rights of the user."""
     landlock_abi: int = 0
     """Version of Landlock in use, 0 for none."""
+    bwrap: str | None = None
+    """Path of bubblewrap, where the box has namespaces of its own."""
+    advice: str | None = field(default=None, compare=False)
+    """Why it is not the strongest level, and what would mend that."""
 
 
 UNSAFE = Level(
@@ -59,7 +66,11 @@ LANDLOCK_LABEL = (
     "can see that files exist (names it guesses, sizes, link targets), not read them; its disk use "
     "is looked at twice a second"
 )
-NAMES = ("landlock", UNSAFE.name)
+BWRAP_LABEL = (
+    "runs in a locked box on this machine: no network, no access to your files, keys or processes, "
+    "not even to their names; its files lie in memory, and their size is looked at twice a second"
+)
+NAMES = ("bwrap", "landlock", UNSAFE.name)
 
 
 class _Unfit(Exception):
@@ -100,14 +111,27 @@ def choose(
         if not setting.isdecimal():
             raise UsageError(f"{ABI_VARIABLE}={setting!r} is not a number", fix=_unset())
         landlock_abi = int(setting)
-    try:
-        with _LOCK:
-            return _landlock(landlock_abi)
-    except _Unfit as unfit:
-        raise SandboxUnavailable(
-            f"No isolation holds here, so no generated code is run. Tried landlock: {unfit.why}.",
-            fix=f"{unfit.fix} (or, with your own rights at stake: --sandbox {UNSAFE.name})",
-        ) from unfit
+    with _LOCK:
+        try:
+            locked = _landlock(landlock_abi)
+        except _Unfit as unfit:
+            raise _refusal("landlock", unfit) from unfit
+        if level == locked.name:
+            return locked
+        try:
+            return _bwrap(locked)
+        except _Unfit as unfit:
+            if level == "bwrap":
+                raise _refusal(level, unfit) from unfit
+            advice = f"The stronger level bwrap does not hold: {unfit.why}. Try: {unfit.fix}"
+            return replace(locked, advice=advice)
+
+
+def _refusal(name: str, unfit: _Unfit) -> SandboxUnavailable:
+    return SandboxUnavailable(
+        f"No isolation holds here, so no generated code is run. Tried {name}: {unfit.why}.",
+        fix=f"{unfit.fix} (or, with your own rights at stake: --sandbox {UNSAFE.name})",
+    )
 
 
 def box_environment(scratch: str) -> dict[str, str]:
@@ -145,6 +169,20 @@ def _landlock(cap: int | None) -> Level:
     return Level(name="landlock", label=LANDLOCK_LABEL, isolated=True, landlock_abi=abi)
 
 
+@functools.cache
+def _bwrap(locked: Level) -> Level:
+    """Namespaces around what `locked` does.
+
+    Raises:
+        _Unfit: bubblewrap is absent, too old, or may not make namespaces here.
+    """
+    program = shutil.which("bwrap")
+    if program is None:
+        raise _Unfit("bubblewrap is not installed", "sudo apt-get install bubblewrap")
+    _prove(locked.landlock_abi, bwrap=program)
+    return replace(locked, name="bwrap", label=BWRAP_LABEL, bwrap=program)
+
+
 def _kernel_abi() -> int:
     if sys.platform != "linux":
         raise _Unfit(f"it is part of Linux, and this is {sys.platform}", "run it on Linux")
@@ -175,8 +213,8 @@ def _explain(error: OSError) -> tuple[str, str]:
     return f"{error.strerror or error} (Linux {release})", "use Linux 5.13 or later"
 
 
-def _prove(abi: int) -> None:
-    """Start a child that locks itself in as workers do and tries to get out.
+def _prove(abi: int, *, bwrap: str | None = None) -> None:
+    """Start a child that locks itself in as workers do, in namespaces or not, and tries to get out.
 
     Raises:
         _Unfit: it got out, or could not lock itself in.
@@ -185,12 +223,14 @@ def _prove(abi: int) -> None:
         canary, scratch = Path(folder, "canary"), Path(folder, "scratch")
         canary.write_text(secrets.token_hex())
         scratch.mkdir()
-        arguments = [str(scratch), str(canary), str(abi)]
-        command = [sys.executable, "-s", "-B", confine.__file__, *arguments]
+        place = bubble.SCRATCH if bwrap else str(scratch)
+        command = [sys.executable, "-s", "-B", confine.__file__, place, str(canary), str(abi)]
+        if bwrap:
+            command = bubble.wrap(bwrap, command)
         try:
             child = subprocess.run(
                 command,
-                env=box_environment(str(scratch)),
+                env=box_environment(place),
                 capture_output=True,
                 text=True,
                 timeout=SELF_TEST_S,
@@ -200,8 +240,20 @@ def _prove(abi: int) -> None:
             raise _Unfit(f"the self-test did not run: {error}", "fleet-rlm doctor") from error
     if child.returncode:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        if bwrap and last.startswith("bwrap:"):
+            raise _Unfit(last, _bwrap_fix(last))
         raise _Unfit(f"the self-test could not lock itself in: {last}", "fleet-rlm doctor")
-    found = json.loads(child.stdout)
-    if found != HELD:
-        wrong = "; ".join(f"{what} {found[what]}" for what in HELD if found[what] != HELD[what])
+    found, held = json.loads(child.stdout), HELD_IN_NAMESPACES if bwrap else HELD
+    if found != held:
+        wrong = "; ".join(f"{what} {found[what]}" for what in held if found[what] != held[what])
         raise _Unfit(f"the self-test got out: {wrong}", "fleet-rlm doctor")
+
+
+def _bwrap_fix(complaint: str) -> str:
+    """What mends bubblewrap's complaint. Ubuntu 24.04 forbids namespaces to all but a few programs,
+    see containers/bubblewrap#632."""
+    if "Unknown option" in complaint:
+        return "install bubblewrap 0.7 or newer"
+    if Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").exists():
+        return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    return "sudo sysctl -w user.max_user_namespaces=15000"

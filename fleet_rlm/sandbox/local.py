@@ -12,15 +12,14 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from fleet_rlm.errors import SandboxError
-from fleet_rlm.sandbox import driver
+from fleet_rlm.sandbox import bubble, driver
 from fleet_rlm.sandbox.levels import Level, box_environment
 from fleet_rlm.sandbox.link import Link
-from fleet_rlm.sandbox.session import Limits, Session
+from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
 START_S = 60.0
 STOP_S = 5.0
@@ -47,21 +46,24 @@ class LocalSandbox:
         """
         self.level = level
         self.limits = limits or Limits()
-        self._root = tempfile.mkdtemp(prefix="fleet-rlm-")
+        # -s -B, not -I: that would ignore PYTHONHASHSEED, and the environment is clean anyway
+        command = [python or sys.executable, "-s", "-B", driver.__file__]
+        if level.bwrap:
+            command = bubble.wrap(level.bwrap, command)
+        self._root = None if level.bwrap else tempfile.mkdtemp(prefix="fleet-rlm-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in close()
         self._owner = os.getpid()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        root = self._root or bubble.SCRATCH
+        options = json.dumps({"root": root, "abi": level.landlock_abi, "socket": True})
         ours, theirs = socket.socketpair()
-        options = json.dumps({"root": self._root, "abi": level.landlock_abi, "socket": True})
-        # -s -B, not -I: that would ignore PYTHONHASHSEED, and the environment is clean anyway
-        command = [python or sys.executable, "-s", "-B", driver.__file__, options]
         with theirs:
             self._process = subprocess.Popen(
-                command,
+                [*command, options],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=self._log,
-                env=box_environment(self._root),
+                env=box_environment(root),
                 cwd=self._root,
                 start_new_session=True,  # Ctrl-C in the terminal is for the host
             )
@@ -80,15 +82,16 @@ class LocalSandbox:
 
     @property
     def pid(self) -> int:
-        """Process id of the supervisor."""
+        """Process id of the supervisor or, at level bwrap, of what started it; it leads a process
+        group of its own, of which every process of the box is a member."""
         return self._process.pid
 
-    def open(self, limits: Limits | None = None, clean: Callable[[str], str] = str) -> Session:
+    def open(self, limits: Limits | None = None, clean: Clean = as_it_is) -> Session:
         """A fresh session; close it when done.
 
         Args:
             limits: the sandbox's own when absent.
-            clean: takes secrets out of the texts of failed tools.
+            clean: takes secrets out of what tools are given, and of what they return or raise.
 
         Raises:
             SandboxError: it could not be started, or is not locked in as the level says.
@@ -113,8 +116,9 @@ class LocalSandbox:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
-        with suppress(OSError):  # the supervisor removes it itself, unless it was killed
-            driver.erase(self._root)
+        if self._root:
+            with suppress(OSError):  # the supervisor removes it itself, unless it was killed
+                driver.erase(self._root)
 
     def _last_words(self) -> str:
         with suppress(subprocess.TimeoutExpired):

@@ -138,7 +138,7 @@ class Redactor:
         """`clean` for every string in plain data, keys included."""
         if isinstance(value, str):
             return self.clean(value)
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [self.clean_data(item) for item in value]
         if isinstance(value, dict):
             return {self.clean_data(key): self.clean_data(item) for key, item in value.items()}

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from fleet_rlm.errors import BudgetExhausted, LimitReached, SandboxError
@@ -27,13 +28,24 @@ from fleet_rlm.sandbox.values import Inputs, plain
 MAX_PARALLEL_CALLS = 32
 """Host tools of one session at work at the same time; more calls wait for their turn."""
 MAX_WAITING_BYTES = 64 << 20
-"""Arguments of calls not yet answered, beyond which a session floods the host."""
+MAX_WAITING_CALLS = 2048
+"""Calls not yet answered, and their arguments, beyond which a session floods the host. A guest has
+room for some 500 threads, and each of them waits for one call."""
+MAX_NOISE = driver.MAX_STREAM + 1000
+"""Frames of one cell that are neither calls nor its result. The driver sends no more than a frame
+for each character of output; guest code that writes frames itself has no end."""
 START_S = 30.0
 
 Kind = Literal["ok", "final", "error", "syntax", "interrupted"]
 KINDS = ("ok", "final", "error", "syntax", "interrupted")
 Invoke = Callable[[str, Sequence[Any], Mapping[str, Any]], Any]
 """Runs a tool by name; called in a tool thread."""
+Ask = Callable[[], bytes]
+"""Runs one tool call; the answer as the driver reads it."""
+Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Ask], bytes]
+"""Stands between a call, by name and arguments, and the tool; called in a tool thread."""
+Clean = Callable[[Any], Any]
+"""Plain data without the secrets in its strings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,16 +214,14 @@ class _Clock:
     def _counted_s(self) -> float:
         return time.monotonic() - self._start - self.waited_s()
 
-    def left_s(self) -> float | None:
-        """Seconds of the cell's time that are left, None for no limit."""
-        if self.allowed_s is None:
-            return None
-        return self.allowed_s - self._counted_s() - self._burnt
+    def left_s(self) -> float:
+        """Seconds of the cell's time that are left."""
+        allowed_s = inf if self.allowed_s is None else self.allowed_s
+        return allowed_s - self._counted_s() - self._burnt
 
-    def look_in_s(self) -> float | None:
+    def look_in_s(self) -> float:
         """Seconds until it is worth looking again: not too often while the clock stands still."""
-        left = self.left_s()
-        return None if left is None else max(left, 0.05 if self._calls else 0.0)
+        return max(self.left_s(), 0.05 if self._calls else 0.001)
 
 
 class _Cell:
@@ -223,23 +233,38 @@ class _Cell:
         invoke: Invoke,
         timeout_s: float | None,
         on_stdout: Callable[[str], None] | None,
+        answer: Answer | None,
     ) -> None:
         self.id = secrets.randbits(62)  # no guest can answer a cell that has not begun
         self.tools = frozenset(tools)
         self.invoke = invoke
         self.on_stdout = on_stdout
+        self.answer = answer
         self.context = contextvars.copy_context()
         self.clock = _Clock(timeout_s)
         self.running = False
         """The worker has the code, and we do not have the result."""
         self.interrupted = False
-        self.shown = 0
+        self.look_at = time.monotonic() + self.clock.look_in_s()
+        """When to look at the clock next, however many frames come until then."""
+        self.noise = 0
         self.stop: BaseException | None = None
         """What a tool raised that the caller of `execute` must see."""
         self.cpu_before: queue.SimpleQueue[dict[str, Any] | None] | None = None
         """Will hold the worker's processor time at the cell's first tool call."""
         self.cpu_start_s: float | None = None
         """The same, once it was needed."""
+
+    def wait_s(self) -> float | None:
+        """Seconds until it is time to look at the clock, None when there is no need to."""
+        if self.interrupted or self.clock.allowed_s is None:
+            return None
+        return max(0.0, self.look_at - time.monotonic())
+
+
+def as_it_is(value: Any) -> Any:
+    """The value: nothing is cleaned."""
+    return value
 
 
 def _no_tools(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -249,13 +274,13 @@ def _no_tools(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 class Session:
     """One namespace. Cells run one at a time; `interrupt` and `close` may come from any thread."""
 
-    def __init__(self, link: Link, limits: Limits, clean: Callable[[str], str] = str) -> None:
+    def __init__(self, link: Link, limits: Limits, clean: Clean = as_it_is) -> None:
         """Open a session in the supervisor behind `link`.
 
         Args:
             link: where the supervisor is.
             limits: what the session may use.
-            clean: takes secrets out of the text of a failed tool before guest code sees it.
+            clean: takes secrets out of what tools are given, and of what they return or raise.
 
         Raises:
             SandboxError: the worker could not be started or could not lock itself in.
@@ -264,6 +289,8 @@ class Session:
         """Bytes handed to the worker so far: code, inputs, tool results."""
         self.lost: str | None = None
         """Why the session is gone; None while it lives."""
+        self.box_lost = False
+        """It is gone because its supervisor is, through no fault of its code."""
         self._link = link
         self._limits = limits
         self._clean = clean
@@ -272,7 +299,7 @@ class Session:
         self._busy, self._state = threading.Lock(), threading.RLock()
         self._cell: _Cell | None = None
         self._threads = _ToolThreads(MAX_PARALLEL_CALLS)
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._waiting_calls = 0
         self._waiting_lock = threading.Lock()
         ours, theirs = socket.socketpair()
         self._wire = Wire(ours)
@@ -305,6 +332,7 @@ class Session:
         fields: Sequence[str] | None = None,
         timeout_s: float | None = 120.0,
         on_stdout: Callable[[str], None] | None = None,
+        answer: Answer | None = None,
     ) -> CellResult:
         """Run one cell and wait for its end.
 
@@ -317,6 +345,7 @@ class Session:
             timeout_s: seconds until the cell is interrupted, None for no limit. The clock stands
                 still while the cell only waits for tools.
             on_stdout: called with pieces of output while the cell runs, in this thread.
+            answer: answers calls of tools in place of `invoke`, or asks it and takes a note.
 
         Raises:
             SandboxError: the session is lost, or a cell is running in it.
@@ -328,7 +357,7 @@ class Session:
             raise SandboxError("a cell is running in this session: use one session per thread")
         try:
             self._check_alive()
-            cell = self._cell = _Cell(tools, invoke, timeout_s, on_stdout)
+            cell = self._cell = _Cell(tools, invoke, timeout_s, on_stdout, answer)
             try:
                 self._send_cell(cell, code, variables or {}, fields)
                 return self._wait(cell)
@@ -396,22 +425,31 @@ class Session:
         """Serve the cell until its result comes."""
         while True:
             frame = self._receive(cell)
-            if frame is None:
-                if self._time_is_up(cell):
-                    self.interrupt()
-            elif frame.kind == driver.STDOUT:
-                self._show(cell, frame.payload)
-            elif frame.kind == driver.TOOL_CALL:
-                self._begin_call(cell, frame.payload)
-            elif frame.kind == driver.RESULT and (result := self._result(cell, frame.payload)):
+            if frame is not None and (result := self._take(cell, frame)):
                 if cell.stop is not None:
                     raise cell.stop
                 return result
+            if cell.wait_s() == 0.0 and self._time_is_up(cell):
+                self.interrupt()
+
+    def _take(self, cell: _Cell, frame: driver.Frame) -> CellResult | None:
+        """Act on one frame of the running cell; its result, if this is it."""
+        if frame.kind == driver.TOOL_CALL:
+            self._begin_call(cell, frame.payload)
+            return None
+        if frame.kind == driver.RESULT and (result := self._result(cell, frame.payload)):
+            return result
+        cell.noise += 1
+        if cell.noise > MAX_NOISE:
+            self._lose(_REASONS["noise"])
+        if frame.kind == driver.STDOUT and cell.on_stdout is not None:
+            cell.on_stdout(frame.payload[: 4 * driver.MAX_STREAM].decode("utf-8", "replace"))
+        return None
 
     def _receive(self, cell: _Cell) -> driver.Frame | None:
         """The worker's next frame; None when it is time to look at the clock."""
         try:
-            return self._wire.receive(None if cell.interrupted else cell.clock.look_in_s())
+            return self._wire.receive(cell.wait_s())
         except EOFError:
             self._lose()
         except ValueError:
@@ -438,6 +476,7 @@ class Session:
             if self.lost:
                 return
             self.lost = reason
+            self.box_lost = self.box_lost or self._link.lost is not None
             self._wire.hang_up()
             with suppress(SandboxError):
                 self._link.tell(self._sid, driver.CLOSE)
@@ -480,6 +519,7 @@ class Session:
         except queue.Empty:
             news = None
         if news is None:
+            self.box_lost = True
             self._give_up("its supervisor does not answer")
             raise SandboxError(f"the sandbox session is gone: {self.lost}")
         return float(news["cpu_s"])
@@ -491,14 +531,8 @@ class Session:
                 cell.cpu_start_s = self._answer(cell.cpu_before)
             now_s = self._answer(self._link.ask(self._sid, driver.CPU))
             clock.charge(now_s - cell.cpu_start_s)
-        left = clock.left_s()
-        return left is not None and left <= 0
-
-    @staticmethod
-    def _show(cell: _Cell, text: bytes) -> None:
-        cell.shown += len(text)
-        if cell.on_stdout is not None and cell.shown <= 4 * driver.MAX_STREAM:
-            cell.on_stdout(text.decode("utf-8", "replace"))
+        cell.look_at = time.monotonic() + clock.look_in_s()
+        return clock.left_s() <= 0
 
     def _result(self, cell: _Cell, payload: bytes) -> CellResult | None:
         """The cell's result; None when it belongs to no running cell."""
@@ -524,7 +558,8 @@ class Session:
             self._lose(_REASONS["protocol"])
         with self._waiting_lock:
             self._waiting_bytes += len(payload)
-        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self._waiting_calls += 1
+        if self._waiting_bytes > MAX_WAITING_BYTES or self._waiting_calls > MAX_WAITING_CALLS:
             self._lose(_REASONS["flood"])
         if cell.cpu_before is None and cell.clock.allowed_s is not None:
             cell.cpu_before = self._link.ask(self._sid, driver.CPU)
@@ -536,6 +571,7 @@ class Session:
             answer = answer[:-1] + b', "id": %d}' % rid
             with self._waiting_lock:
                 self._waiting_bytes -= len(payload)
+                self._waiting_calls -= 1
                 self.bytes_sent += len(answer)
             with suppress(OSError):  # the session is gone
                 self._wire.send(0, driver.TOOL_RESULT, answer)
@@ -543,24 +579,33 @@ class Session:
         self._threads.submit(serve)
 
     def _serve(self, cell: _Cell, name: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
-        """Run one tool call, in a tool thread; the answer as the driver reads it."""
+        """Answer one tool call, in a tool thread."""
+        if cell.answer is None:
+            return self._run_tool(cell, name, args, kwargs)
+        return cell.answer(name, args, kwargs, lambda: self._run_tool(cell, name, args, kwargs))
+
+    def _run_tool(self, cell: _Cell, name: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         try:
             return self._call(cell, name, args, kwargs)
         except BaseException as error:  # noqa: BLE001 -- a tool may raise anything; see _is_stop
             if _is_stop(error):
                 cell.stop = cell.stop or error
                 self.interrupt()
-            text = self._clean(driver.clip(f"{type(error).__name__}: {error}", 2000, 2000))
-            return driver.to_json({"error": text})
+            # Cleaned before it is cut, so that no half of a secret is left at the cut.
+            text = self._clean(driver.clip(f"{type(error).__name__}: {error}", 9000, 9000))
+            return driver.to_json({"error": driver.clip(text, 2000, 2000)})
 
     def _call(self, cell: _Cell, name: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         if cell is not self._cell:
             raise RuntimeError("tools can only be called while their cell is running")
         if name not in cell.tools:
             raise LookupError(f"there is no tool {name!r}")
-        value = cell.context.copy().run(cell.invoke, name, args, kwargs)
+        clean = self._clean
+        value = cell.context.copy().run(cell.invoke, name, clean(args), clean(kwargs))
         try:
-            text = json.dumps({"value": value}, ensure_ascii=False, default=plain)
+            text = json.dumps(
+                {"value": clean(value)}, ensure_ascii=False, default=lambda item: clean(plain(item))
+            )
         except (TypeError, ValueError) as error:
             raise TypeError(f"the result of {name}() is not plain data: {error}") from error
         answer = text.encode("utf-8", "surrogatepass")
@@ -582,6 +627,7 @@ _REASONS = {
     "channel": "its code closed the channel to the host",
     "closed": "it was closed",
     "flood": "its code flooded the host with tool calls",
+    "noise": "its code flooded the host with frames",
     "protocol": "its code broke the protocol",
     "scratch": "its files outgrew the limit on their size or number",
     "timeout": "its code did not stop after its deadline",

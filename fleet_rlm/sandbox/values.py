@@ -250,7 +250,8 @@ class Inputs:
         held = self._held.get(name)
         kind = type(value)
         if kind in (str, bytes) and len(value) > INLINE_BYTES:
-            if held is None or held.value is not value:
+            # The same object, or an equal one: told apart at its first difference.
+            if held is None or type(held.value) is not kind or held.value != value:
                 blob = BLOBS.take(value)
                 shipment.held[name] = _Held(value=value, size=blob.size, blob=blob)
                 shipment.attach(name, blob.kind, os.dup(blob.fd), blob.size)
