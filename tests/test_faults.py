@@ -170,8 +170,11 @@ def test_two_thousand_samples_survive_everything_at_once(server):
 
     def run_until(count, end):
         """Shoot at it until it has so many records, then end it so."""
-        process = subprocess.Popen(command, **how)
+        process, before = subprocess.Popen(command, **how), finished()
         shooting = threading.Event()
+        # Not before it works: what proves the sandbox at the start must be left alone.
+        while finished() == before and process.poll() is None:
+            time.sleep(0.05)
         shooter = threading.Thread(target=_shoot, args=(process.pid, shooting))
         shooter.start()
         while finished() < count and process.poll() is None:
@@ -183,8 +186,8 @@ def test_two_thousand_samples_survive_everything_at_once(server):
         return process.returncode, *process.communicate(timeout=100), process.returncode
 
     run_until(500, signal.SIGKILL)
-    *_, interrupted = run_until(1000, signal.SIGINT)
-    assert interrupted == 130
+    _, _, stderr, interrupted = run_until(1000, signal.SIGINT)
+    assert interrupted == 130, stderr
     _, stdout, stderr, code = run_until(2000, None)
     assert code == 0, stderr
     summary = json.loads(stdout)

@@ -23,12 +23,8 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-<<<<<<< HEAD
-Commands: list, show, fetch, audit, run, resume, compare, view, conformance.
-=======
-Commands: list, show, fetch, run, resume, compare, view, conformance, calibrate.
->>>>>>> suites-hub
-Details: fleet-eval COMMAND --help
+Commands: list, show, fetch, audit, estimate, run, resume, compare, samples, trace, rescore, view,
+conformance, calibrate. Details: fleet-eval COMMAND --help
 """
 
 
@@ -324,6 +320,89 @@ def calibrate(
         api_base=api_base,
         price=price,
         as_json=as_json,
+    )
+
+
+@app.command()
+def samples(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    failed: Annotated[bool, typer.Option("--failed", help="Those that scored below 1.")] = False,
+    errored: Annotated[bool, typer.Option("--errored", help="Those without a score.")] = False,
+    limited: Annotated[bool, typer.Option("--limited", help="Those that met a limit.")] = False,
+    regressed: Annotated[
+        Path | None,
+        typer.Option(metavar="BASE", help="Those that scored higher in this other run."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """List the samples of a run: score, cost, how they ended, what was answered."""
+    from fleet_rlm.cli.inspect import samples_command
+
+    asked = {"failed": failed, "errored": errored, "limited": limited}
+    which = [name for name, wanted in asked.items() if wanted]
+    return samples_command(run, which=which, task=task, base=regressed, as_json=as_json)
+
+
+@app.command()
+def trace(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    sample: Annotated[str, typer.Argument(help="Id of a sample, or how it begins.")],
+    epoch: Annotated[int, typer.Option(min=0, help="Which repetition.")] = 0,
+    as_json: options.AsJson = False,
+) -> int:
+    """Show what one answer did: thoughts, code, output, sub-queries and children, with costs."""
+    from fleet_rlm.cli.inspect import trace_command
+
+    return trace_command(run, sample, epoch, as_json=as_json)
+
+
+@app.command()
+def rescore(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    as_json: options.AsJson = False,
+) -> int:
+    """Score the stored answers of a run again by the rules of now, without any model call."""
+    from fleet_rlm.cli.inspect import rescore_command
+
+    return rescore_command(run, as_json=as_json)
+
+
+@app.command()
+def estimate(
+    suite: Annotated[str, typer.Argument(help="Name or path of a suite.")],
+    program: options.Program = "rlm",
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    price: options.Price = None,
+    sub_price: Annotated[
+        str | None, typer.Option(metavar="IN/OUT", help="The same for the sub-model.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="GLOB", help="As in `run`.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in `run`.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many samples.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
+    concurrency: options.Concurrency = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Predict calls, tokens, dollars and time of a run, and what it can show; asks no model."""
+    from fleet_rlm.cli.inspect import EstimateRequest, estimate_command
+
+    return estimate_command(
+        EstimateRequest(
+            suite=suite,
+            program=program,
+            flags={"model": model, "sub_model": sub_model, "concurrency": concurrency},
+            price=price,
+            sub_price=sub_price,
+            corpus=corpus,
+            overrides=overrides or [],
+            limit=limit,
+            epochs=epochs,
+            as_json=as_json,
+        )
     )
 
 

@@ -85,7 +85,7 @@ def run_command(request: RunRequest) -> int:
     """Run one arm on one suite and print the result; gives the exit code."""
     project = project_dir(Path.cwd())
     resolved = resolve(request.flags, os.environ, project)
-    overrides = _sort_overrides(parse_overrides(request.overrides))
+    overrides = sort_overrides(parse_overrides(request.overrides))
     find_program(request.program)
     suite = open_suite(project, request.suite, request.corpus, overrides["suite"])
     plan = _plan(suite, request)
@@ -150,7 +150,7 @@ def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:
     return serve(project, tracking_uri=uri, port=port, open_browser=open_browser)
 
 
-def _sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Split `--set` keys by what they are about; what has no prefix of ours is the suite's."""
     rooms = ("settings", "limits", "program")
     sorted_out: dict[str, dict[str, Any]] = {room: {} for room in (*rooms, "suite")}

@@ -255,3 +255,40 @@ def short_length(tokens: int) -> str:
     if tokens >= 1_000_000:
         return f"{tokens / 1_000_000:g}M"
     return f"{tokens / 1000:g}k" if tokens >= 1000 else str(tokens)
+
+
+def print_estimate(console: Console, found: Mapping[str, Any], label: str | None) -> None:
+    """Print what a run is expected to take.
+
+    Args:
+        console: where to.
+        found: an estimate as `fleet-eval estimate --json` prints it.
+        label: the sentence that must stand beside the numbers, if any.
+    """
+    if label:
+        console.print(f"[bold yellow]{label}[/]")
+    models = found["models"]
+    console.print(
+        f"{found['suite']} · {found['program']} · {models['root']}, sub {models['sub']}",
+        markup=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("expected", "from", "to"):
+        table.add_column(name, justify="right", no_wrap=True)
+    forms = {"calls": "{:,.0f}", "tokens": "{:,.0f}", "usd": "${:,.4f}", "wall_s": "{:,.0f} s"}
+    for name, form in forms.items():
+        if found[name] is not None:
+            low, expected, high = found[name]
+            table.add_row({"usd": "dollars", "wall_s": "time"}.get(name, name),
+                          *map(form.format, (expected, low, high)))  # fmt: skip
+    console.print(table)
+    detects = found["detects"]
+    lines = {
+        "samples": f"{found['samples']:,}, epochs counted",
+        "basis": found["basis"],
+        "detects": "-" if detects is None else
+        f"differences from {detects:.2f} between two such runs (if 20% of samples differ)",
+    }  # fmt: skip
+    for name, text in lines.items():
+        console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)

@@ -188,7 +188,7 @@ class Attempt:
             failure = DataError(f"building sample {planned.id} took longer than the time limit")
         elif failure is None and sample is not None:
             try:
-                scores = _score(planned, sample, reply.answer, self._bench.judge, self.ledger)
+                scores = score_answer(planned, sample, reply.answer, self._judge(planned))
             except SampleError as error:
                 failure = error
         record = Record(
@@ -197,7 +197,7 @@ class Attempt:
             task=planned.task,
             cluster=planned.cluster,
             length=planned.length,
-            status=_status(failure, reply.stop),
+            status=status_of(failure, reply.stop),
             stop="error" if failure else reply.stop,
             answer=None if failure else clean(reply.answer)[:ANSWER_CHARS],
             tokens=sample.tokens if sample else 0,
@@ -206,7 +206,7 @@ class Attempt:
             working_s=round(self.ledger.working_s, 3),
             usage=self._usage(),
             limit=None if failure else self._met_limit(reply.stop),
-            error=_info(failure, clean) if failure else None,
+            error=error_info(failure, clean) if failure else None,
             **scores,
         )
         return Outcome(
@@ -218,7 +218,7 @@ class Attempt:
                 "epoch": self.job.epoch,
                 "query": clean(sample.query) if sample else None,
                 "answer": clean(reply.answer),
-                "stop": record.stop,
+                "stop": reply.stop,
                 "reasoning": clean(reply.reasoning),
                 "steps": clean_data(reply.steps),
             },
@@ -236,6 +236,10 @@ class Attempt:
         if self.job.planned.is_sealed:
             return withheld, withheld
         return self._bench.redactor.clean, self._bench.redactor.clean_data
+
+    def _judge(self, planned: PlannedSample) -> Judge | None:
+        model = self._bench.judge
+        return make_judge(model, self.ledger) if model and is_judged(planned.rule) else None
 
     def _met_limit(self, stop: str) -> float | None:
         """The sample's limit behind a `stop`; a program may have limits of its own."""
@@ -335,10 +339,14 @@ def make_judge(model: MeteredLM, ledger: Ledger) -> Judge:
     return Judge(model.model, ask)
 
 
-def _score(
-    planned: PlannedSample, sample: Sample, answer: str, model: MeteredLM | None, ledger: Ledger
+def score_answer(
+    planned: PlannedSample, sample: Sample, answer: str, judge: Judge | None = None
 ) -> dict[str, Any]:
-    judge = make_judge(model, ledger) if model and is_judged(planned.rule) else None
+    """The fields of a record that tell how good an answer is.
+
+    Raises:
+        ScorerError: the rule failed.
+    """
     with boundary(ScorerError, f"scoring sample {sample.id}"):
         found = score(answer, sample.question, task_rule=planned.rule, judge=judge)
         blind = blind_scores(sample.question, task_rule=planned.rule)
@@ -351,13 +359,15 @@ def _score(
     }
 
 
-def _status(failure: SampleError | None, stop: str) -> Status:
+def status_of(failure: SampleError | None, stop: str) -> Status:
+    """How a record counts that ended so."""
     if failure:
         return "error"
     return "scored" if stop in {"submitted", "answered", "malformed"} else "limit"
 
 
-def _info(failure: SampleError, clean: Callable[[str], str]) -> ErrorInfo:
+def error_info(failure: SampleError, clean: Callable[[str], str] = str) -> ErrorInfo:
+    """What a record tells of a failure."""
     cause = failure.__cause__ or failure
     return ErrorInfo(
         boundary=failure.boundary, type=type(cause).__name__, message=clean(failure.message)

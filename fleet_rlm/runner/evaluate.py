@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from fleet_rlm.program.registry import Entry
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
-from fleet_rlm.runner.record import Key, last_records
+from fleet_rlm.runner.record import Key, Record, last_records
 from fleet_rlm.runner.run import Effort, Plan, run_arm
 from fleet_rlm.runner.store import (
     read_abandoned,
@@ -186,10 +186,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _summary_of(folder: Path, lock: dict[str, Any]) -> dict[str, Any]:
     records = repair_and_read(folder / "records.jsonl")
-    # What was planned is known by number only: what is missing has no record to be known by.
-    planned = list(last_records(records))
-    planned += [Key("", -1 - n) for n in range(lock["planned"] - len(planned))]
-    return summarize(lock, records, planned, 0.0, read_abandoned(folder))
+    return summarize(lock, records, planned_keys(lock, records), 0.0, read_abandoned(folder))
+
+
+def planned_keys(lock: Mapping[str, Any], records: Iterable[Record]) -> list[Key]:
+    """What a stored run was to answer; what has no record yet is known by number only."""
+    known = list(last_records(records))
+    return known + [Key(f"missing-{n}", 0) for n in range(lock["planned"] - len(known))]
 
 
 def _named(

@@ -96,6 +96,9 @@ class Record:
     trajectory: str | None = None
     """Path of the trajectory inside the run folder."""
 
+    rescored: bool = False
+    """Whether this is a stored answer scored again: its usage was booked by the record before."""
+
     @property
     def key(self) -> Key:
         return Key(self.sample, self.epoch)

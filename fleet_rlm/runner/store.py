@@ -102,7 +102,7 @@ class RunStore:
     @property
     def spent(self) -> Usage:
         """What all attempts so far have cost, those without a record included."""
-        recorded = (total_usage(record.usage) for record in self._records)
+        recorded = (total_usage(r.usage) for r in self._records if not r.rescored)
         return sum(recorded, total_usage(self.abandoned.usage))
 
     def _write(self, file: IO[bytes], line: Mapping[str, Any]) -> None:

@@ -120,7 +120,8 @@ def _mean(records: Sequence[Record], field: str) -> float | None:
 
 def _usage(records: Iterable[Record], abandoned: Abandoned) -> dict[str, Any]:
     by_role: dict[str, Usage] = {}
-    for usage in (*(record.usage for record in records), abandoned.usage):
+    paid = (record.usage for record in records if not record.rescored)
+    for usage in (*paid, abandoned.usage):
         for role, spent in usage.items():
             by_role[role] = by_role.get(role, Usage()) + Usage.from_json(spent)
     total = sum(by_role.values(), Usage())

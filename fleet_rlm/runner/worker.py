@@ -89,8 +89,9 @@ class ProcessShard:
                 start_new_session=True,  # Ctrl-C in the terminal is for the parent
             )  # fmt: skip
         self._pipe: Connection[Any, Any] = Connection(ours.detach())
-        self._pipe.send(setup.arm.program)
-        self._pipe.send_bytes(content)
+        with suppress(OSError):  # it died at once: it never gets ready, and the others do its part
+            self._pipe.send(setup.arm.program)
+            self._pipe.send_bytes(content)
         threading.Thread(target=self._listen, name="fleet-worker", daemon=True).start()
 
     @property

@@ -1,0 +1,202 @@
+"""What a run will take before it is started: calls, tokens, dollars and time, with a range."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fleet_rlm.errors import UsageError
+from fleet_rlm.ledger import Usage
+from fleet_rlm.lm.prices import Price
+from fleet_rlm.runner.evaluate import open_run
+from fleet_rlm.runner.record import Record, last_records
+from fleet_rlm.runner.store import repair_and_read
+
+DRAWS = 2_000
+"""Runs drawn from the earlier samples for the range."""
+
+LOW, HIGH = 0.05, 0.95
+"""Quantiles of those runs that bound the range."""
+
+
+class Range(NamedTuple):
+    """An expectation and the bounds around it."""
+
+    low: float
+    expected: float
+    high: float
+
+
+class Spending(NamedTuple):
+    """What one sample took, or is assumed to take."""
+
+    calls: float
+    root_in: float
+    root_out: float
+    sub_in: float
+    sub_out: float
+    seconds: float
+
+
+PRIORS: Mapping[str, tuple[Spending, Spending, Spending]] = {
+    # Few, usual and many calls; the part of the context that sub-queries read is a share of it.
+    "code": (
+        Spending(3, 5_000, 600, 0.0, 0, 0.0),
+        Spending(12, 15_000, 1_800, 0.5, 600, 0.0),
+        Spending(60, 90_000, 8_000, 2.0, 5_000, 0.0),
+    ),
+    "mapreduce": (
+        Spending(2, 1_500, 100, 1.0, 200, 0.0),
+        Spending(10, 3_000, 200, 1.1, 2_000, 0.0),
+        Spending(40, 10_000, 800, 1.3, 8_000, 0.0),
+    ),
+    "direct": (
+        Spending(1, 500, 20, 0.9, 0, 0.0),
+        Spending(1, 1_000, 100, 1.0, 0, 0.0),
+        Spending(1, 2_000, 1_000, 1.1, 0, 0.0),
+    ),
+}
+"""Kind of program -> assumptions for one sample, where no run of it is known. `sub_in` is the share
+of the context that is read; `direct` reads it with the root model. They are assumptions, made so
+wide that a first real run should end within them; the next estimate is made from that run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What to expect of a run."""
+
+    samples: int
+    calls: Range
+    tokens: Range
+    usd: Range
+    wall_s: Range | None
+    """None where no earlier run tells how long a sample takes."""
+
+    basis: str
+    """Where the figures come from, in words."""
+
+
+def find_history(runs_dir: Path, program: str) -> tuple[list[Record], list[str]]:
+    """Samples that ended with a score in earlier runs of a program, and the runs' names."""
+    records: list[Record] = []
+    names = []
+    for folder in sorted(runs_dir.glob("*/")):
+        if folder.is_symlink() or not (folder / "run.json").is_file():
+            continue
+        try:
+            if open_run(folder).lock["arm"]["program"] != program:
+                continue
+            found = last_records(repair_and_read(folder / "records.jsonl")).values()
+        except UsageError:
+            continue  # a folder that cannot be read says nothing
+        scored = [record for record in found if record.status != "error" and record.usage]
+        if scored:
+            records += scored
+            names.append(folder.name)
+    return records, names
+
+
+def estimate_from_runs(
+    lengths: Sequence[int],
+    history: Sequence[Record],
+    prices: Mapping[str, Price],
+    *,
+    concurrency: int,
+    names: Sequence[str],
+    seed: int = 0,
+) -> Estimate:
+    """Draw whole runs from earlier samples, each from those whose context was nearest in length.
+
+    Args:
+        lengths: context of each sample to run, in tokens; epochs repeat.
+        history: earlier samples of the same program.
+        prices: role -> price of the models asked for now.
+        concurrency: samples in flight.
+        names: of the runs that the history is from.
+        seed: of the draws.
+
+    Returns:
+        Means over the draws, with the 5 % and 95 % quantiles: how much such runs vary when samples
+        are like the earlier ones. Another model may behave otherwise.
+    """
+    by_length: dict[int, list[Spending]] = {}
+    for record in history:
+        by_length.setdefault(record.length, []).append(_spending(record))
+    known = np.array(sorted(by_length))
+    rng = np.random.default_rng(seed)
+    totals = np.zeros((DRAWS, len(Spending._fields)))
+    for length, count in sorted(Counter(lengths).items()):
+        nearest = int(known[np.argmin(np.abs(np.log(known / length)))])
+        pool = np.array(by_length[nearest])
+        picked = rng.integers(len(pool), size=(DRAWS, count))
+        totals += pool[picked].sum(axis=1)
+    dollars = _dollars(totals.T, prices)
+    seconds = totals[:, Spending._fields.index("seconds")] / min(concurrency, len(lengths))
+    return Estimate(
+        samples=len(lengths),
+        calls=_range(totals[:, 0]),
+        tokens=_range(totals[:, 1:5].sum(axis=1)),
+        usd=_range(dollars),
+        wall_s=_range(seconds),
+        basis=f"{len(history)} samples of {len(names)} earlier runs",
+    )
+
+
+def estimate_from_prior(
+    lengths: Sequence[int], kind: str, prices: Mapping[str, Price], *, max_calls: int | None
+) -> Estimate:
+    """Multiply assumptions: see `PRIORS`.
+
+    Args:
+        lengths: context of each sample, in tokens.
+        kind: a key of `PRIORS`.
+        prices: role -> price.
+        max_calls: turns and sub-queries that the settings allow a sample; None for no such limit.
+    """
+    sums = []
+    for assumed in PRIORS[kind]:
+        calls = assumed.calls if max_calls is None else min(assumed.calls, max_calls)
+        read = assumed.sub_in * sum(lengths)
+        n = len(lengths)
+        root_in = assumed.root_in * n + (read if kind == "direct" else 0)
+        sub_in = 0.0 if kind == "direct" else read
+        total = Spending(calls * n, root_in, assumed.root_out * n, sub_in, assumed.sub_out * n, 0.0)
+        sums.append((total, float(_dollars(np.array(total), prices))))
+    return Estimate(
+        samples=len(lengths),
+        calls=Range(*(total.calls for total, _ in sums)),
+        tokens=Range(*(sum(total[1:5]) for total, _ in sums)),
+        usd=Range(*(usd for _, usd in sums)),
+        wall_s=None,
+        basis="assumptions: no earlier run of this program is stored",
+    )
+
+
+def _spending(record: Record) -> Spending:
+    root, sub = (Usage.from_json(record.usage.get(role, {})) for role in ("root", "sub"))
+    return Spending(
+        root.calls + sub.calls,
+        root.input_tokens,
+        root.output_tokens,
+        sub.input_tokens,
+        sub.output_tokens,
+        record.working_s,
+    )
+
+
+def _dollars(spent: np.ndarray, prices: Mapping[str, Price]) -> np.ndarray:
+    """Shape (6,) or (6, runs) -> dollars; cached input is not foreseen."""
+    root, sub = prices["root"], prices["sub"]
+    a_million = np.array((root.input, root.output, sub.input, sub.output))
+    found: np.ndarray = a_million @ spent[1:5] / 1e6
+    return found
+
+
+def _range(values: np.ndarray) -> Range:
+    low, high = np.quantile(values, (LOW, HIGH))
+    return Range(float(low), float(values.mean()), float(high))
