@@ -9,12 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from openai_server import error_body, openai_server
-
-from fleet_rlm.cli.eval import main as fleet_eval
 
 LABEL = "simulated model: these numbers show the harness, not any model"
 SUMMARY_KEYS = [
@@ -22,38 +19,6 @@ SUMMARY_KEYS = [
     *("coverage", "score", "stderr", "ci", "tasks", "usage", "wall_s", "stops", "mde"),
 ]
 SMALL = ["--set", "lengths=[4000]", "--set", "windows=1"]
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """An empty project folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def command(capfd, monkeypatch, project):
-    """Run `fleet-eval` in this process: importing dspy anew costs two seconds a time."""
-
-    def run_here(*words, env=None):
-        with monkeypatch.context() as patch:
-            for name, value in (env or {}).items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["fleet-eval", *map(str, words)])
-            capfd.readouterr()
-            with pytest.raises(SystemExit) as ended:
-                fleet_eval()
-        return Done(int(ended.value.code), *capfd.readouterr())
-
-    return run_here
 
 
 @pytest.fixture
@@ -426,7 +391,9 @@ def test_no_isolation_means_no_run_exit_5_and_what_was_tried(project, run):
     env = dict(os.environ, FLEET_RLM_LANDLOCK_ABI="0", PATH="/nonexistent")
     process = start("quickstart", *SMALL, env=env)
     stdout, stderr = process.communicate(timeout=60)
-    one_error_line(Done(process.returncode, stdout, stderr), 5, "landlock", "Try:")
+    one_error_line(
+        subprocess.CompletedProcess([], process.returncode, stdout, stderr), 5, "landlock", "Try:"
+    )
     direct = start("needle", *SMALL, "--program", "direct", env=env)
     _, stderr = direct.communicate(timeout=60)
     assert direct.returncode == 0, stderr

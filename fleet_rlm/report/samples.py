@@ -6,9 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from fleet_rlm.errors import one_line
 from fleet_rlm.report.tables import number, short_length
@@ -23,6 +21,10 @@ WHICH: Mapping[str, Callable[[Record], bool]] = {
     "limited": lambda record: record.status == "limit",
 }
 """What `fleet-eval samples` can be asked for: scored below 1, without a score, ended at a limit."""
+
+
+NARROWEST_ANSWER = 16
+"""Characters below which an answer is not worth its column."""
 
 
 def visible(text: str) -> str:
@@ -81,34 +83,39 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def print_samples(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the rows of `sample_rows`; what was said gets the width that is left."""
+    """Print the rows of `sample_rows`; the answer gets the width that is left, if that is enough.
+
+    Args:
+        console: where to.
+        rows: in this order.
+    """
     if not rows:
         console.print("no such samples")
         return
     compared = "before" in rows[0]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("sample", no_wrap=True)
-    for name in ("length", *(("before", "now") if compared else ("score",)), "$", "s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("stop", no_wrap=True)
-    table.add_column("answer or error", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        epoch = f" #{row['epoch']}" if row["epoch"] else ""
-        scores = (row["before"], row["now"]) if compared else (row["score"],)
-        table.add_row(
-            f"{row['sample']}{epoch}",
-            short_length(row["length"]),
-            *map(number, scores),
-            f"{row['usd']:.4f}",
-            f"{row['seconds']:.1f}",
-            row["stop"],
-            _plain(row["said"]),
-        )
-    console.print(table)
-    console.print(f"{len(rows)} samples", highlight=False)
+    heads = ["sample", "length", *(("before", "now") if compared else ("score",)), "$", "s", "stop"]
+    lines = [heads, *(_cells(row, compared=compared) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    left = console.width - sum(widths) - 2 * len(widths)
+    said = ["answer or error", *(row["said"] for row in rows)]
+    for line, text in zip(lines, said, strict=True):
+        cells = [
+            cell.ljust(width) if head in {"sample", "stop"} else cell.rjust(width)
+            for head, cell, width in zip(heads, line, widths, strict=True)
+        ]
+        shown = [one_line(text, left)] if left >= NARROWEST_ANSWER else []
+        console.print("  ".join([*cells, *shown]).rstrip(), markup=False, soft_wrap=True)
+    console.print(f"{len(rows)} samples")
 
 
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)  # a model's brackets are no markup
+def _cells(row: Mapping[str, Any], *, compared: bool) -> list[str]:
+    epoch = f" #{row['epoch']}" if row["epoch"] else ""
+    scores = (row["before"], row["now"]) if compared else (row["score"],)
+    return [
+        f"{row['sample']}{epoch}",
+        short_length(row["length"]),
+        *map(number, scores),
+        f"{row['usd']:.4f}",
+        f"{row['seconds']:.1f}",
+        row["stop"],
+    ]
