@@ -147,7 +147,8 @@ def test_a_box_without_secrets_or_traces(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-the-box")
     with local.LocalSandbox(level) as box:
-        box.open().execute("open('left', 'w').close()")
+        session = box.open()  # kept: a session that nobody holds ends
+        session.execute("open('left', 'w').close()")
         everyone = group_of(box.pid)
         assert len(everyone) >= 3
         for process in everyone:
