@@ -37,8 +37,11 @@ from fleet_rlm.scoring import is_judged
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.suite import Suite
 
-SAMPLES_A_WORKER = 48
-"""Samples in flight from which a further process pays; measured, see docs/performance.md."""
+SAMPLES_A_WORKER = 64
+"""Samples in flight that one process feeds well; measured, see docs/performance.md."""
+
+CORES_A_WORKER = 2
+"""A process keeps its own core busy and about one more with the sandboxes of its samples."""
 
 CELL_SECONDS = 120.0
 """Longest that one piece of generated code may compute, model calls not counted."""
@@ -88,7 +91,7 @@ class Effort:
     """Samples in flight."""
 
     workers: int | None = None
-    """Processes; None for as many as cores where there are enough samples in flight for them."""
+    """Processes; None for as many as pay: see `processes`."""
 
     caps: Caps = field(default_factory=Caps)
     retry: Sequence[str] = ()
@@ -100,7 +103,7 @@ class Effort:
             return self.workers
         busy = min(self.concurrency, owed)
         cores = len(os.sched_getaffinity(0))
-        return max(1, min(cores, busy // SAMPLES_A_WORKER))
+        return max(1, min(cores // CORES_A_WORKER, busy // SAMPLES_A_WORKER))
 
 
 def run_arm(
@@ -302,19 +305,23 @@ def make_bench(
         limits=arm.limits,
         redactor=redactor,
         purse=purse,
-        interpreter_factory=_interpreter_factory(arm, board) if arm.entry.runs_code else None,
+        interpreter_factory=_interpreter_factory(arm, board, redactor)
+        if arm.entry.runs_code
+        else None,
         judge=connect(arm.judge, "judge", gate) if arm.judge else None,
     )
 
 
-def _interpreter_factory(arm: Arm, board: Board) -> Callable[[], Any]:
+def _interpreter_factory(arm: Arm, board: Board, redactor: Redactor) -> Callable[[], Any]:
     from fleet_rlm.runner.sandboxes import CountedInterpreter
 
     if arm.sandbox is None:
         raise UsageError(f"Program {arm.program!r} runs code and needs a sandbox.")
     limits = arm.limits
     seconds = min(CELL_SECONDS, *filter(None, (limits.working_s, limits.wall_s)))
-    return CountedInterpreter.factory(level=arm.sandbox.name, timeout=seconds, board=board)
+    return CountedInterpreter.factory(
+        level=arm.sandbox.name, timeout=seconds, board=board, redactor=redactor
+    )
 
 
 def _open_run(
