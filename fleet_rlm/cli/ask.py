@@ -14,7 +14,8 @@ from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.lm.connect import specify_pair
-from fleet_rlm.program.find import find_program
+from fleet_rlm.program.find import find_bundle, find_program
+from fleet_rlm.program.registry import Entry
 from fleet_rlm.project import project_dir
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.attempt import ask
@@ -30,6 +31,7 @@ class Ask:
     context: Path
     query: str
     program: str
+    bundle: str | None
     flags: Mapping[str, Any]
     price: str | None
     wall_s: float
@@ -44,14 +46,14 @@ def ask_command(request: Ask) -> int:
         UsageError: the file cannot be read, or model, key or program are unknown.
         SampleError: the model's service or the sandbox failed.
     """
-    entry = find_program(request.program)
+    program, entry = _choose(request)
     text = _read(request.context)
     if not request.query.strip():
         raise UsageError("--query is empty.", fix="--query 'Who wrote the letter?'")
     resolved = resolve(request.flags, os.environ, project_dir(Path.cwd()))
     root, sub = specify_pair(resolved, os.environ, price=request.price)
     arm = Arm(
-        program=request.program,
+        program=program,
         entry=entry,
         settings=entry.settings_type(),
         root=root,
@@ -77,6 +79,14 @@ def ask_command(request: Ask) -> int:
     else:
         print(reply.answer)
     return Exit.OK
+
+
+def _choose(request: Ask) -> tuple[str, Entry]:
+    if request.bundle is None:
+        return request.program, find_program(request.program)
+    if request.program != "rlm":
+        raise UsageError("--bundle and --program both name the program.", fix="--bundle alone")
+    return request.bundle, find_bundle(request.bundle)
 
 
 def _read(path: Path) -> str:

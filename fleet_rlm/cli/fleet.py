@@ -34,6 +34,9 @@ def run(
     context: Annotated[Path, typer.Option(metavar="FILE", help="Text file to answer from.")],
     query: Annotated[str, typer.Option(help="The question.")],
     program: options.Program = "rlm",
+    bundle: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A compiled program, instead of --program.")
+    ] = None,
     model: options.Model = None,
     sub_model: options.SubModel = None,
     api_base: options.ApiBase = None,
@@ -52,6 +55,7 @@ def run(
             context=context,
             query=query,
             program=program,
+            bundle=bundle,
             flags=flags,
             price=price,
             wall_s=wall,

@@ -29,20 +29,25 @@ def find_program(name: str) -> Entry:
     if is_own(name):
         return _own_entry(name)
     if "/" in name or (Path(name or "-") / MANIFEST).is_file():
-        return _bundle_entry(Path(name))
+        return find_bundle(name)
     return parse_name(name).entry
 
 
-def _bundle_entry(folder: Path) -> Entry:
-    loaded = load(folder)
+def find_bundle(name: str) -> Entry:
+    """The entry of a bundle, by whatever `load` takes.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    loaded = load(name)
 
     def make(guidance: str, _: ProgramSettings) -> dspy.Module:
         if guidance:
-            raise UsageError(f"{folder} has instructions: program.guidance is for names.")
+            raise UsageError(f"{name} has instructions: program.guidance is for names.")
         return loaded.deepcopy()
 
     return Entry(
-        summary=f"bundle {folder}",
+        summary=f"bundle {name}",
         runs_code=any(isinstance(part, dspy.RLM) for _, part in loaded.named_sub_modules()),
         make=make,
     )
