@@ -74,7 +74,10 @@ def test_fifty_requests_on_one_program_of_a_fastapi_application(program):
             thread.start()
         for thread in threads:
             thread.join()
-    assert found == codes
+    assert found.keys() == codes.keys()
+    for name, answer in found.items():
+        # The simulated model words its answer as it likes; another's code must not be in it.
+        assert [code for code in codes.values() if code in answer] == [codes[name]]
     assert program.dump_state() == before
 
 
@@ -138,6 +141,7 @@ def run_fleet(monkeypatch, capfd, *words):
     return int(ended.value.code), out, err
 
 
+@pytest.mark.filterwarnings("ignore::fleet_rlm.errors.FleetWarning")
 def test_a_script_asks_a_bundle(bundle, monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text(notes("Halcyon-37", 1234567))
