@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc")
 PRIVATE = ("opt", "tmp", "root", "home", "var/tmp", "mnt", "run")
+FS_TOOL = str(Path(__file__).with_name("fs_tool.py"))
 PIPE = asyncio.subprocess.PIPE
 
 
@@ -85,7 +86,7 @@ class PlainJail:
 
     def _command(self, argv: Sequence[str], folder: str) -> list[str]:
         moved = list(argv)
-        if "modal-fs-tool" not in " ".join(argv):  # which finds its root by itself
+        if FS_TOOL not in argv:  # which finds its root by itself
             for start in self.moved:
                 moved = [word.replace(start, f"{self.root}{start}") for word in moved]
         # A killed server takes its sandboxes with it.
