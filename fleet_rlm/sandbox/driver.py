@@ -391,8 +391,12 @@ class Janitor(threading.Thread):
 class Supervisor:
     """Serves the host's requests about sessions. One thread, and the janitor."""
 
-    def __init__(self, host: Conn, zygote: socket.socket, root: str) -> None:
-        self.host, self.zygote, self.root = host, zygote, root
+    def __init__(
+        self, host: Conn, zygote: socket.socket, root: str, *, blobs: str = "", silence_s: float = 0
+    ) -> None:
+        self.host, self.zygote, self.root, self.blobs = host, zygote, root, blobs
+        self.silence_s = silence_s
+        self.heard_at = time.monotonic()
         self.members: dict[int, Member] = {}
         self.relayed: dict[int, Member] = {}
         """Sessions without a channel of their own, by the descriptor of their worker."""
@@ -461,9 +465,18 @@ class Supervisor:
         self.poll.register(fd, reading | writing)
 
     def _wait_ms(self) -> float | None:
-        """Nag or kill those that were interrupted; milliseconds until the next is due."""
+        """Nag or kill those that were interrupted; milliseconds until the next is due.
+
+        Raises:
+            EOFError: the host was silent for too long: it is gone, or cannot reach us.
+        """
         now = time.monotonic()
         waits = []
+        if self.silence_s:
+            left_s = self.heard_at + self.silence_s - now
+            if left_s <= 0:
+                raise EOFError
+            waits.append(left_s * 1000 + 1)
         for member in self.members.values():
             if member.kill_at is None:
                 continue
@@ -490,6 +503,7 @@ class Supervisor:
                 raise EOFError
         except BlockingIOError:
             return
+        self.heard_at = time.monotonic()
         for frame in self.host.frames():
             member = self.members.get(frame.sid)
             if frame.kind == OPEN:
@@ -515,7 +529,9 @@ class Supervisor:
             return
         self.members[frame.sid] = member
         self.janitor.watched[frame.sid] = (scratch, limits["scratch"], limits["files"])
-        request = to_json({"sid": frame.sid, "scratch": scratch, "limits": limits})
+        request = to_json(
+            {"sid": frame.sid, "scratch": scratch, "limits": limits, "blobs": self.blobs}
+        )
         socket.send_fds(self.zygote, [request], [channel])
         os.close(channel)
 
@@ -1002,15 +1018,19 @@ class NativeOutput:
 class Input:
     """A variable as the host sent it; each cell that names it gets it fresh, without a transfer."""
 
-    def __init__(self, spec: dict[str, Any], fds: Sequence[int]) -> None:
+    def __init__(self, spec: dict[str, Any], fds: Sequence[int], blobs: str) -> None:
         self._value: Any = spec.get("value")
         self._pickled: mmap.mmap | bytes | None = None
         kind = spec["kind"]
-        if "fd" in spec:
+        if "fd" in spec or "blob" in spec:
+            if "fd" in spec:
+                fd = fds[spec["fd"]]
+            else:
+                fd = os.open(os.path.join(blobs, spec["blob"]), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                pages = mmap.mmap(fds[spec["fd"]], spec["size"], prot=mmap.PROT_READ)
+                pages = mmap.mmap(fd, spec["size"], prot=mmap.PROT_READ)
             finally:
-                os.close(fds[spec["fd"]])
+                os.close(fd)
             if kind == "pickle":
                 self._pickled = pages
                 return
@@ -1035,7 +1055,8 @@ Outcome = tuple[dict[str, Any], bytes | None]
 class Cells:
     """Runs the cells of one session in its namespace."""
 
-    def __init__(self, channel: Channel, shield: Shield, output: Output) -> None:
+    def __init__(self, channel: Channel, shield: Shield, output: Output, blobs: str) -> None:
+        self.blobs = blobs
         self.channel, self.shield, self.output = channel, shield, output
         self.native = NativeOutput()
         module = types.ModuleType("__main__")
@@ -1084,7 +1105,7 @@ class Cells:
     def _prepare(self, request: dict[str, Any], fds: list[int]) -> None:
         """Put what the host owns into the namespace, whatever the last cell did to it."""
         for spec in request["inputs"]:
-            self.inputs[spec["name"]] = Input(spec, fds)
+            self.inputs[spec["name"]] = Input(spec, fds, self.blobs)
         for name in self.tools:
             self.names.pop(name, None)
         # one function per name for good: guest code may hold on to it and compare
@@ -1227,7 +1248,7 @@ def become_worker(
         shield = Shield()
         channel = Channel(_keep_only(fd), shield)
         output = Output(channel, shield, limits["stdout_head"], limits["stdout_tail"])
-        cells = Cells(channel, shield, output)
+        cells = Cells(channel, shield, output, request["blobs"])
         applied = ["rlimits"]
         try:
             os.chdir(scratch)
@@ -1282,7 +1303,9 @@ def main(options: dict[str, Any]) -> None:
     Args:
         options: `root`: the folder for the sessions' scratch folders. `abi`: Landlock version to
             apply, 0 for no confinement beyond rlimits (the container is the boundary, or there is
-            none). `socket`: stdin is a unix socket for both directions.
+            none). `socket`: stdin is a unix socket for both directions. `blobs`: folder of large
+            inputs that come as files. `silence_s`: seconds without a byte from the host after which
+            everything ends; a host that may vanish unseen sends pings.
     """
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
@@ -1313,7 +1336,8 @@ def main(options: dict[str, Any]) -> None:
         zygote(theirs, confine, lock)
         os._exit(0)
     theirs.close()
-    Supervisor(Conn(port), ours, root).run()
+    options = {"blobs": "", "silence_s": 0.0, **options}
+    Supervisor(Conn(port), ours, root, blobs=options["blobs"], silence_s=options["silence_s"]).run()
     os._exit(0)
 
 

@@ -13,7 +13,7 @@ import keyword
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from dspy.primitives.code_interpreter import CodeExecutionError, CodeInterpreterError, FinalOutput
 from dspy.utils.callback import with_callbacks
@@ -301,7 +301,7 @@ class LocalInterpreter:
         """The same as `execute`."""
         return self.execute(code, variables)
 
-    def __enter__(self) -> LocalInterpreter:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

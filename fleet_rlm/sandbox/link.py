@@ -11,10 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox import driver
+from fleet_rlm.sandbox.values import Shipment
 
 ANSWER_S = 30.0
 """Seconds within which a supervisor answers, or is taken for dead."""
@@ -108,20 +109,43 @@ class Wire:
         self._sock.close()
 
 
+class Channel(Protocol):
+    """Frames to and from one worker; `Wire` says what its methods promise."""
+
+    def send(
+        self,
+        sid: int,
+        kind: int,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> None: ...
+    def receive(self, timeout_s: float | None = None) -> driver.Frame | None: ...
+    def hang_up(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Opened(NamedTuple):
+    """A session that was asked for."""
+
+    sid: int
+    ended: queue.SimpleQueue[dict[str, Any]]
+    """Where the news of its end will be."""
+    wire: Channel
+
+
 class Link:
     """Requests to one supervisor, its answers, and its news of sessions that ended."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self) -> None:
         self.lost: str | None = None
         """Why nothing comes from the supervisor any more."""
-        self._wire = Wire(sock)
         self._sids = itertools.count(1)
         self._tags = itertools.count(1)
         self._ends: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
         self._ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, name="sandbox-link", daemon=True)
-        self._reader.start()
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait for the supervisor's greeting.
@@ -132,17 +156,26 @@ class Link:
         if not self._ready.wait(timeout_s) or self.lost:
             raise SandboxError(f"the sandbox did not start: {self.lost or 'no answer'}")
 
-    def open(self, limits: bytes, channel: int) -> tuple[int, queue.SimpleQueue[dict[str, Any]]]:
-        """Ask for a session; `channel` is the worker's end of its channel and is closed here.
+    def open(self, limits: bytes) -> Opened:
+        """Ask for a session.
 
-        Returns:
-            Its id, and where the news of its end will be.
+        Raises:
+            SandboxError: the supervisor is gone.
         """
+        raise NotImplementedError
+
+    def carry(self, shipment: Shipment) -> int:
+        """Bring a shipment's large values to the box; the bytes that this takes."""
+        return shipment.size
+
+    def _send(self, sid: int, kind: int, payload: bytes, fds: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def _expect(self) -> tuple[int, queue.SimpleQueue[dict[str, Any]]]:
+        """The id of a new session, and where the news of its end will be."""
         sid = next(self._sids)
-        ended: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._ends[sid] = ended
-        self.tell(sid, driver.OPEN, limits, [channel])
-        return sid, ended
+        self._ends[sid] = queue.SimpleQueue()
+        return sid, self._ends[sid]
 
     def tell(self, sid: int, kind: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send a request that has no answer.
@@ -151,7 +184,7 @@ class Link:
             SandboxError: the supervisor is gone.
         """
         try:
-            self._wire.send(sid, kind, payload, fds, timeout_s=ANSWER_S)
+            self._send(sid, kind, payload, fds)
         except OSError as error:
             raise SandboxError(f"the sandbox is gone: {self.lost or error}") from error
 
@@ -169,6 +202,49 @@ class Link:
             answer.put(None)
         return answer
 
+    def _news(self, frame: driver.Frame) -> None:
+        """Act on what the supervisor itself says."""
+        news = json.loads(frame.payload)
+        if frame.kind == driver.HELLO:
+            self._ready.set()
+        elif frame.kind == driver.REPLY:
+            self._answers.pop(news["tag"]).put(news)
+        elif frame.kind == driver.DIED:
+            self._ends.pop(frame.sid).put(news)
+
+    def _gone(self, why: str) -> None:
+        """Nothing comes any more: everyone who waits is told."""
+        self.lost = self.lost or why
+        self._ready.set()
+        for sid in list(self._ends):
+            self._ends.pop(sid).put({"error": self.lost})
+        for tag in list(self._answers):
+            self._answers.pop(tag).put(None)
+
+
+class SocketLink(Link):
+    """A supervisor behind a unix socket: each session gets a channel of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._wire = Wire(sock)
+        self._reader = threading.Thread(target=self._read, name="sandbox-link", daemon=True)
+        self._reader.start()
+
+    def open(self, limits: bytes) -> Opened:
+        ours, theirs = socket.socketpair()
+        wire = Wire(ours)
+        sid, ended = self._expect()
+        try:
+            self.tell(sid, driver.OPEN, limits, [theirs.detach()])
+        except SandboxError:
+            wire.close()
+            raise
+        return Opened(sid, ended, wire)
+
+    def _send(self, sid: int, kind: int, payload: bytes, fds: Sequence[int]) -> None:
+        self._wire.send(sid, kind, payload, fds, timeout_s=ANSWER_S)
+
     def close(self) -> None:
         """Hang up and wait for the reader thread."""
         self._wire.hang_up()
@@ -178,17 +254,6 @@ class Link:
     def _read(self) -> None:
         try:
             while frame := self._wire.receive():
-                news = json.loads(frame.payload)
-                if frame.kind == driver.HELLO:
-                    self._ready.set()
-                elif frame.kind == driver.REPLY:
-                    self._answers.pop(news["tag"]).put(news)
-                elif frame.kind == driver.DIED:
-                    self._ends.pop(frame.sid).put(news)
+                self._news(frame)
         except (EOFError, ValueError) as error:
-            self.lost = str(error) or "its process ended"
-        self._ready.set()
-        for sid in list(self._ends):
-            self._ends.pop(sid).put({"error": self.lost})
-        for tag in list(self._answers):
-            self._answers.pop(tag).put(None)
+            self._gone(str(error) or "its process ended")

@@ -18,7 +18,7 @@ from typing import Any
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox import bubble, driver
 from fleet_rlm.sandbox.levels import Level, box_environment
-from fleet_rlm.sandbox.link import Link
+from fleet_rlm.sandbox.link import SocketLink
 from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
 START_S = 60.0
@@ -67,7 +67,7 @@ class LocalSandbox:
                 cwd=self._root,
                 start_new_session=True,  # Ctrl-C in the terminal is for the host
             )
-        self._link = Link(ours)
+        self._link = SocketLink(ours)
         try:
             self._link.wait_ready(START_S)
         except SandboxError as error:

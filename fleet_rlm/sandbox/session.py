@@ -11,7 +11,6 @@ import json
 import queue
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 from fleet_rlm.errors import BudgetExhausted, LimitReached, SandboxError
 from fleet_rlm.sandbox import driver
-from fleet_rlm.sandbox.link import ANSWER_S, Link, Wire
+from fleet_rlm.sandbox.link import ANSWER_S, Link
 from fleet_rlm.sandbox.values import Inputs, plain
 
 MAX_PARALLEL_CALLS = 32
@@ -242,6 +241,7 @@ class _Cell:
         self.answer = answer
         self.context = contextvars.copy_context()
         self.clock = _Clock(timeout_s)
+        """Starts anew when the inputs are there."""
         self.running = False
         """The worker has the code, and we do not have the result."""
         self.interrupted = False
@@ -254,6 +254,11 @@ class _Cell:
         """Will hold the worker's processor time at the cell's first tool call."""
         self.cpu_start_s: float | None = None
         """The same, once it was needed."""
+
+    def start_clock(self) -> None:
+        """The code goes out; carrying large inputs took no time of the cell's."""
+        self.clock = _Clock(self.clock.allowed_s)
+        self.look_at = time.monotonic() + self.clock.look_in_s()
 
     def wait_s(self) -> float | None:
         """Seconds until it is time to look at the clock, None when there is no need to."""
@@ -295,16 +300,14 @@ class Session:
         self._limits = limits
         self._clean = clean
         self._inputs = Inputs()
-        self._room = self._sid = 0
+        self._room = 0
         self._busy, self._state = threading.Lock(), threading.RLock()
         self._cell: _Cell | None = None
         self._threads = _ToolThreads(MAX_PARALLEL_CALLS)
         self._waiting_bytes = self._waiting_calls = 0
         self._waiting_lock = threading.Lock()
-        ours, theirs = socket.socketpair()
-        self._wire = Wire(ours)
+        self._sid, self._ended, self._wire = link.open(limits.to_json())
         try:
-            self._sid, self._ended = link.open(limits.to_json(), theirs.detach())
             self.applied = self._wait_ready()
         except SandboxError:
             self.close()
@@ -397,6 +400,7 @@ class Session:
         fields: Sequence[str] | None,
     ) -> None:
         shipment = self._inputs.plan(variables)
+        carried = self._link.carry(shipment)
         request = {
             "id": cell.id,
             "code": code,
@@ -411,10 +415,11 @@ class Session:
             self._inputs.discard(shipment)
             raise SandboxError(f"code and small inputs of one cell take {len(payload):,} bytes")
         self._inputs.commit(shipment)
-        self.bytes_sent += len(payload) + shipment.size
+        self.bytes_sent += len(payload) + carried
         if self._inputs.size > self._room:
             self._room = self._inputs.size
             self._answer(self._link.ask(self._sid, driver.ROOM, held=self._room))
+        cell.start_clock()
         cell.running = True
         try:
             self._wire.send(0, driver.EXEC, payload, shipment.fds, timeout_s=START_S)

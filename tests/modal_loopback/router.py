@@ -71,9 +71,7 @@ class Router(Service):
 
     async def TaskExecStdinStatus(self, request: Any) -> Any:
         found = self._exec(request)
-        return tcr.TaskExecStdinStatusResponse(
-            num_bytes_written=found.written, closed=found.closed
-        )
+        return tcr.TaskExecStdinStatusResponse(num_bytes_written=found.written, closed=found.closed)
 
     async def TaskExecPoll(self, request: Any) -> Any:
         return self._exec(request).status(tcr.TaskExecPollResponse())
