@@ -161,7 +161,8 @@ class PipePort:
         os.close(self.write_fd)
 
 
-Port = SocketPort | PipePort
+Port = Any
+"""What has the methods of the two classes above."""
 
 
 class Conn:
