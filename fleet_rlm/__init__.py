@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from fleet_rlm.runner.evaluate import evaluate as evaluate
     from fleet_rlm.runner.evaluate import open_run as open_run
     from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
+    from fleet_rlm.sandbox.modal_interpreter import ModalInterpreter as ModalInterpreter
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ContextRef": "fleet_rlm.program.context_ref",
     "LocalInterpreter": "fleet_rlm.sandbox.interpreter",
+    "ModalInterpreter": "fleet_rlm.sandbox.modal_interpreter",
     "RLM": "fleet_rlm.program.rlm",
     "RLMReActChatAgent": "fleet_rlm.program.agent.agent",
     "RecursionSettings": "fleet_rlm.program.recursion",

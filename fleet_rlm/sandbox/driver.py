@@ -1324,6 +1324,7 @@ def main(options: dict[str, Any]) -> None:
     for name in PRELOAD:
         importlib.import_module(name)
     root = options["root"]
+    os.makedirs(root, exist_ok=True)
     lock = confine.Lock(options["abi"]) if options["abi"] else None
     if lock is not None:
         confine.drop_capabilities()

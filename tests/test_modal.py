@@ -1,0 +1,167 @@
+"""ModalInterpreter over the loopback: the real SDK, sandboxes that are processes of this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dspy
+import pytest
+from dspy.primitives.code_interpreter import CodeExecutionError, FinalOutput
+from dspy.utils import DummyLM
+from grpclib import GRPCError, Status
+
+from fleet_rlm import LocalInterpreter, ModalInterpreter
+from fleet_rlm.errors import LimitReached, SandboxUnavailable
+from fleet_rlm.sandbox.interpreter import CellError, SessionLost
+from tests.modal_loopback import LoopbackModal
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[LoopbackModal]:
+    with LoopbackModal() as lab, pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.environment().items():
+            patch.setenv(name, value)
+        yield lab
+
+
+@pytest.fixture
+def lab(served: LoopbackModal) -> Iterator[LoopbackModal]:
+    served.reset()
+    yield served
+    assert not served.live(), "a sandbox was left behind"
+
+
+@pytest.fixture(params=[LocalInterpreter, ModalInterpreter])
+def make(request: pytest.FixtureRequest, lab: LoopbackModal) -> Any:
+    return request.param
+
+
+# what both back ends promise alike
+
+
+def test_what_execute_returns(make: Any) -> None:
+    with make(output_fields=[{"name": "answer"}], tools={"twice": lambda n: 2 * n}) as session:
+        assert isinstance(session, dspy.CodeInterpreter)
+        assert session.execute("print('hi')") == "hi\n"
+        assert session.execute("x = 1") is None
+        assert session.execute("x + 1") == 2
+        assert session.execute("twice(n=x)") == 2
+        with pytest.raises(CellError, match="ZeroDivisionError") as caught:
+            session.execute("print('so far')\n1 / 0")
+        assert caught.value.stdout == "so far\n"
+        with pytest.raises(SyntaxError):
+            session.execute("if")
+        with pytest.raises(CodeExecutionError, match="exit"):
+            session.execute("exit()")
+        assert session.execute("SUBMIT(x)") == FinalOutput({"answer": 1})
+
+
+def test_tools_in_threads_and_limits_raised_by_them(make: Any) -> None:
+    def limit() -> None:
+        raise LimitReached("calls", 2, 1)
+
+    with make(tools={"slow": lambda n: time.sleep(0.1) or n, "limit": limit}) as session:
+        code = "from concurrent.futures import ThreadPoolExecutor as Pool\n"
+        assert session.execute(code + "list(Pool(8).map(slow, range(8)))") == list(range(8))
+        with pytest.raises(LimitReached):
+            session.execute("limit()")
+        assert session.execute("1") == 1
+
+
+def test_an_interrupt_keeps_the_state_and_output_is_live(make: Any) -> None:
+    seen = threading.Event()
+    with make(on_stdout=lambda text: seen.set() if "begun" in text else None) as session:
+        session.execute("kept = 1")
+        threading.Thread(target=lambda: seen.wait(20) and session.interrupt()).start()
+        with pytest.raises(CellError, match="interrupted"):
+            session.execute("print('begun', flush=True)\nwhile True: pass")
+        assert session.execute("kept") == 1
+
+
+def test_a_lost_process_is_no_error_of_the_code(make: Any) -> None:
+    with make() as session:
+        with pytest.raises(SessionLost, match="exit code 3"):
+            session.execute("import os; os._exit(3)")
+
+
+def test_large_inputs_travel_once(make: Any) -> None:
+    text = "ü words and words " * (1 << 18)
+    size = len(text.encode())
+    with make() as session:
+        for _ in range(20):
+            assert session.execute("len(context)", {"context": text, "n": [1, 2]}) == len(text)
+            session.execute("context = ''; n.append(3)", {"context": text, "n": [1, 2]})
+        assert session.execute("n", {"n": [1, 2]}) == [1, 2]
+        assert size <= session.bytes_sent <= 1.05 * size
+
+
+def test_plain_rlm_end_to_end(make: Any) -> None:
+    steps = ["part = llm_query('which?')\nprint(part)", "SUBMIT(answer=part + str(len(context)))"]
+    acts = [{"reasoning": "next", "code": f"```python\n{code}\n```"} for code in steps]
+    with dspy.context(lm=DummyLM(acts)):
+        rlm = dspy.RLM(
+            "context, question -> answer",
+            interpreter_factory=make,
+            sub_lm=lambda prompt: ["blue"],
+        )
+        assert rlm(context="word " * 20_000, question="colour?").answer == "blue100000"
+
+
+# what is Modal's
+
+
+def test_the_sandbox_is_safe_by_default(lab: LoopbackModal) -> None:
+    with ModalInterpreter(tags={"run": "r1", "sample": "s1"}, timeout=700) as session:
+        (sandbox,) = lab.live()
+        wanted = sandbox.wanted
+        assert sandbox.offline
+        assert (wanted.timeout_secs, wanted.idle_timeout_secs) == (700, 60)
+        assert wanted.resources.memory_mb_max == 2048
+        assert sandbox.tags.items() >= {"project": "fleet-rlm", "run": "r1"}.items()
+        assert {"owner", "expires"} <= sandbox.tags.keys()
+        assert "MODAL_TOKEN_SECRET" not in session.execute("import os; dict(os.environ)")
+    assert lab.calls["SandboxTagsSetV2"] == 0
+
+
+def test_the_context_is_no_argument_and_not_on_stdin_again(lab: LoopbackModal) -> None:
+    text = "x" * (8 << 20)
+    with ModalInterpreter() as session:
+        before = lab.uploaded
+        for _ in range(20):
+            session.execute("len(context)", {"context": text})
+        assert len(text) <= lab.uploaded - before <= 1.05 * len(text)
+
+
+def test_creates_are_retried_and_executes_never(lab: LoopbackModal) -> None:
+    blip = GRPCError(Status.INTERNAL, "worker was lost")
+    with lab.failing("SandboxCreateV2", blip, lab.throttled(0.1)), ModalInterpreter() as session:
+        assert session.execute("1") == 1
+    with lab.failing("SandboxCreateV2", *[blip] * 40):
+        with pytest.raises(SessionLost, match="in 4 tries"):
+            ModalInterpreter().start()
+
+
+@pytest.mark.parametrize("when", ["between cells", "in a cell"])
+def test_a_lost_sandbox_is_replaced_or_told(lab: LoopbackModal, when: str) -> None:
+    """The record of the session is played again in another sandbox; nothing hangs."""
+    calls: list[int] = []
+    with ModalInterpreter(tools={"paid": calls.append}) as session:
+        session.execute("paid(1); kept = 7")
+        (sandbox,) = lab.live()
+        if when == "between cells":
+            lab.end(sandbox)
+            assert session.execute("kept") == 7
+        else:
+            session.tools["kill"] = lambda: lab.end(sandbox) if not sandbox.result else None
+            assert session.execute("kill(); kept") == 7
+        assert calls == [1]
+
+
+def test_without_a_valid_token(lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = GRPCError(Status.UNAUTHENTICATED, "Token ID is malformed")
+    with lab.failing("AppGetOrCreate", *[refused] * 8):
+        with pytest.raises(SandboxUnavailable, match="modal token new"):
+            ModalInterpreter().start()
