@@ -1,4 +1,4 @@
-"""ModalInterpreter over the loopback: the real SDK, sandboxes that are processes of this machine."""
+"""ModalInterpreter over the loopback: the real SDK, sandboxes that are local processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from grpclib import GRPCError, Status
 
 from fleet_rlm import LocalInterpreter, ModalInterpreter
 from fleet_rlm.errors import LimitReached, SandboxUnavailable
+from fleet_rlm.sandbox import modal_box
 from fleet_rlm.sandbox.interpreter import CellError, SessionLost
 from tests.modal_loopback import LoopbackModal
 
@@ -82,9 +83,8 @@ def test_an_interrupt_keeps_the_state_and_output_is_live(make: Any) -> None:
 
 
 def test_a_lost_process_is_no_error_of_the_code(make: Any) -> None:
-    with make() as session:
-        with pytest.raises(SessionLost, match="exit code 3"):
-            session.execute("import os; os._exit(3)")
+    with make() as session, pytest.raises(SessionLost, match="exit code 3"):
+        session.execute("import os; os._exit(3)")
 
 
 def test_large_inputs_travel_once(make: Any) -> None:
@@ -135,13 +135,15 @@ def test_the_context_is_no_argument_and_not_on_stdin_again(lab: LoopbackModal) -
         assert len(text) <= lab.uploaded - before <= 1.05 * len(text)
 
 
-def test_creates_are_retried_and_executes_never(lab: LoopbackModal) -> None:
+def test_creates_are_retried(lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modal_box, "LONGEST_PAUSE_S", 0.05)
     blip = GRPCError(Status.INTERNAL, "worker was lost")
     with lab.failing("SandboxCreateV2", blip, lab.throttled(0.1)), ModalInterpreter() as session:
         assert session.execute("1") == 1
-    with lab.failing("SandboxCreateV2", *[blip] * 40):
-        with pytest.raises(SessionLost, match="in 4 tries"):
-            ModalInterpreter().start()
+    stuck = GRPCError(Status.ABORTED, "no room")
+    failing = lab.failing("SandboxCreateV2", *[stuck] * 4)
+    with failing, pytest.raises(SessionLost, match="in 4 tries"):
+        ModalInterpreter().start()
 
 
 @pytest.mark.parametrize("when", ["between cells", "in a cell"])
@@ -160,8 +162,8 @@ def test_a_lost_sandbox_is_replaced_or_told(lab: LoopbackModal, when: str) -> No
         assert calls == [1]
 
 
-def test_without_a_valid_token(lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_valid_token(lab: LoopbackModal) -> None:
     refused = GRPCError(Status.UNAUTHENTICATED, "Token ID is malformed")
-    with lab.failing("AppGetOrCreate", *[refused] * 8):
-        with pytest.raises(SandboxUnavailable, match="modal token new"):
-            ModalInterpreter().start()
+    failing = lab.failing("AppGetOrCreate", *[refused] * 8)
+    with failing, pytest.raises(SandboxUnavailable, match="modal token new"):
+        ModalInterpreter().start()

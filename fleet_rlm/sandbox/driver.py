@@ -19,7 +19,7 @@ or plain text for STDOUT.
 """
 
 # pathlib has neither descriptors nor dir_fd, and its import would delay every start.
-# ruff: noqa: PTH100, PTH102, PTH106, PTH118, PTH120, PTH123
+# ruff: noqa: PTH100, PTH102, PTH103, PTH106, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -584,7 +584,10 @@ class Supervisor:
         del self.members[member.sid], self.janitor.watched[member.sid]
         self.janitor.ended.put(member.scratch)
         self.zygote.send(to_json({"bury": member.sid}))
-        self.host.push(member.sid, DIED, to_json({**news, "why": member.why}))
+        why = member.why
+        if why == "channel" and news.get("signal") != signal.SIGKILL:
+            why = None  # it ended by itself, and its channel with it
+        self.host.push(member.sid, DIED, to_json({**news, "why": why}))
 
     def _relay_for(self, member: Member) -> int:
         """Keep one end of a channel to relay from; returns the worker's."""

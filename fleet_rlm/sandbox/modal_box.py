@@ -21,7 +21,8 @@ from typing import Any
 from fleet_rlm.errors import SandboxError, SandboxUnavailable
 from fleet_rlm.sandbox import confine, driver
 from fleet_rlm.sandbox.levels import Level
-from fleet_rlm.sandbox.modal_link import ANSWER_S, SILENCE_S, ModalLink, describe, wait_for
+from fleet_rlm.sandbox.link import ANSWER_S
+from fleet_rlm.sandbox.modal_link import SILENCE_S, ModalLink, describe, wait_for
 from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
 HOME = "/opt/fleet"
@@ -146,9 +147,7 @@ class ModalSandbox:
         command = ("python", "-u", "-s", "-B", f"{HOME}/driver.py", json.dumps(options))
         environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"}
         try:
-            return wait_for(
-                self._sandbox.exec.aio(*command, text=False, env=environment), CREATE_S
-            )
+            return wait_for(self._sandbox.exec.aio(*command, text=False, env=environment), CREATE_S)
         except Exception as error:
             raise SandboxError(f"no driver in the Modal sandbox: {describe(error)}") from error
 
@@ -230,11 +229,6 @@ async def _create_once(recipe: Recipe) -> Any:
 
     app = recipe.app or await modal.App.lookup.aio(recipe.app_name, create_if_missing=True)
     expires = int(time.time()) + recipe.timeout_s
-    open_to = {
-        "outbound_domain_allowlist": list(recipe.domains) or None,
-        "outbound_cidr_allowlist": list(recipe.cidrs) or None,
-    }
-    allowed = {name: value for name, value in open_to.items() if value}
     # Shielded: a create that is cut off half way would leave a sandbox that nobody holds.
     return await asyncio.shield(
         modal.Sandbox.create.aio(
@@ -244,7 +238,9 @@ async def _create_once(recipe: Recipe) -> Any:
             idle_timeout=recipe.idle_s,
             cpu=recipe.cpu,
             memory=recipe.memory_mib,
-            block_network=not allowed,
+            block_network=not (recipe.domains or recipe.cidrs),
+            outbound_domain_allowlist=list(recipe.domains) or None,
+            outbound_cidr_allowlist=list(recipe.cidrs) or None,
             workdir="/tmp",
             tags={
                 "project": "fleet-rlm",
@@ -252,6 +248,5 @@ async def _create_once(recipe: Recipe) -> Any:
                 "expires": str(expires),
                 **recipe.tags,
             },
-            **allowed,
         )
     )

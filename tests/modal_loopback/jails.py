@@ -133,7 +133,8 @@ class NamespaceJail(PlainJail):
             stderr=PIPE,
             start_new_session=True,
         )
-        assert self._first.stdout and self._first.stderr
+        assert self._first.stdout
+        assert self._first.stderr
         if (await self._first.stdout.readline()).strip() != b"ready":
             raise RuntimeError(f"no jail: {(await self._first.stderr.read()).decode()}")
         pid = self._first.pid

@@ -71,7 +71,9 @@ class Exec:
 
     async def _wait(self, jail: PlainJail, limit: int | None) -> None:
         process = self.process
-        assert process and process.stdout and process.stderr
+        assert process
+        assert process.stdout
+        assert process.stderr
         pumps = asyncio.gather(self.out.pump(process.stdout), self.err.pump(process.stderr))
         try:
             await asyncio.wait_for(process.wait(), limit)
@@ -87,7 +89,8 @@ class Exec:
 
     async def write(self, offset: int, data: bytes, last: bool) -> None:
         """Bytes for its stdin; those that came before are dropped."""
-        assert self.process and self.process.stdin
+        assert self.process
+        assert self.process.stdin
         async with self._lock:
             if offset > self.written:
                 raise GRPCError(Status.INVALID_ARGUMENT, f"offset {offset} after {self.written}")
