@@ -140,7 +140,7 @@ def test_creates_are_retried(lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch
     blip = GRPCError(Status.INTERNAL, "worker was lost")
     with lab.failing("SandboxCreateV2", blip, lab.throttled(0.1)), ModalInterpreter() as session:
         assert session.execute("1") == 1
-    stuck = GRPCError(Status.ABORTED, "no room")
+    stuck = GRPCError(Status.RESOURCE_EXHAUSTED, "no room")
     failing = lab.failing("SandboxCreateV2", *[stuck] * 4)
     with failing, pytest.raises(SessionLost, match="in 4 tries"):
         ModalInterpreter().start()
