@@ -162,9 +162,8 @@ class LoopbackModal:
 
     def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self.stop(), self.loop).result(60)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
+        # The loop goes on, in its daemon thread: the SDK keeps its connections to us for as long as
+        # the process lives, and a socket without a loop is never closed.
 
     @contextmanager
     def failing(self, call: str, *errors: Exception | None) -> Iterator[None]:
