@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ class ModalSandbox:
         self._sandbox = _create(recipe)
         self.started = time.monotonic()
         _OPEN.add(self)
+        _close_at_exit()
         try:
             self._link = ModalLink(self._sandbox, self._start_driver(), BLOBS)
             self._link.wait_ready(ANSWER_S)
@@ -191,7 +193,12 @@ class ModalSandbox:
 _OPEN: weakref.WeakSet[ModalSandbox] = weakref.WeakSet()
 
 
-@atexit.register
+@cache
+def _close_at_exit() -> None:
+    # After the SDK was imported: its own exit handler ends its loop, and the last one goes first.
+    atexit.register(_close_all)
+
+
 def _close_all() -> None:
     for sandbox in list(_OPEN):
         sandbox.close()
