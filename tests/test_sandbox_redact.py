@@ -103,6 +103,21 @@ def test_plain_data_is_cleaned_inside() -> None:
     }
 
 
+def test_a_web_token_is_found_behind_what_looks_like_one() -> None:
+    token = SECRETS["jwt"]
+    for before in ("AeyJaaa-", "_eyJ.", "eyJ-", "eyJabcdef. "):
+        assert KEY not in PLAIN.clean(before + token)
+        assert "eyJzdWIi" not in PLAIN.clean(before + token)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"api-key={KEY}", f"API__KEY = {KEY}", f'"AccessToken" : "{KEY}"', f"auth_token: {KEY}"],
+)
+def test_spellings_of_names(text: str) -> None:
+    assert KEY not in PLAIN.clean(text)
+
+
 @given(st.data())
 def test_pieces_are_cleaned_as_the_whole(data: st.DataObject) -> None:
     text = "\n".join(f"line {i} {secret}" for i, secret in enumerate(SECRETS.values())) + "\nend"
@@ -125,7 +140,7 @@ def test_cleaning_twice_changes_nothing(text: str) -> None:
     [
         *("plain words, nothing else. ", "sk-", "eyJa.", "token=", "://a:", "password: x "),
         *("Bearer ", "-----BEGIN ", "-----BEGIN A-----", "api_key", "ak-a", "secret_key='"),
-        "Authorization: ",
+        *("Authorization: ", "_eyJ", "-eyJaaaaa.", "token = ", "secret_", "'token':'", "password"),
     ],
 )
 def test_time_is_linear(unit: str) -> None:

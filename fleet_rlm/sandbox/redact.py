@@ -37,7 +37,8 @@ def _starting(prefix: str, rest: str) -> re.Pattern[str]:
     return re.compile(rf"{prefix}(?<![A-Za-z0-9]{prefix}){rest}")
 
 
-_DIGIT = r"(?=[^\s\"',;&()]{0,40}\d)"
+# `+` behind a count: what was taken is not given back, so that a failure is not tried 40 times.
+_DIGIT = r"(?=[^\s\"',;&()\d]{0,40}+\d)"
 
 _PATTERNS = (
     _Pattern(
@@ -59,8 +60,15 @@ _PATTERNS = (
         ("ak-", "as-"),
         _starting("a[ks]-", r"(?=[a-z]{0,40}[A-Z0-9])[A-Za-z0-9]{12,}"),
     ),
+    # What starts as one and is none is taken whole too, and kept: every character is read once.
     _Pattern(
-        "jwt", ("eyj",), _starting("eyJ", r"[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*")
+        "jwt",
+        ("eyj",),
+        re.compile(
+            r"(eyJ(?<![A-Za-z0-9]eyJ)[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*)"
+            r"|eyJ(?<![A-Za-z0-9]eyJ)[A-Za-z0-9_-]*"
+        ),
+        1,
     ),
     _Pattern(
         "bearer",
@@ -74,24 +82,45 @@ _PATTERNS = (
         re.compile(r"[Aa]uthorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:Basic|Token)\s{1,3}(\S{6,})"),
         1,
     ),
-    _Pattern("dsn", ("://",), re.compile(r"://[^\s:/@]{0,100}:([^\s@/]{3,200})@"), 1),
+    _Pattern("dsn", ("://",), re.compile(r"://[^\s:/@]{0,100}+:([^\s@/]{3,200}+)@"), 1),
 )
 
-# Names as they end, lower case and without _ and -; what is assigned to them is secret ...
-_ALWAYS = ("password", "passwd", "pwd", "passphrase", "clientsecret")
+
+def _spelt(*names: str) -> str:
+    """The rest of any of `names`, in any case, with _ or - for a space, behind its first letter."""
+
+    def letter(c: str) -> str:
+        return "[_-]{0,2}" if c == " " else f"[{c}{c.upper()}]"
+
+    spelt = [f"(?<={letter(name[0])})" + "".join(map(letter, name[1:])) for name in names]
+    return f"(?:{'|'.join(spelt)})"
+
+
+# Names as they end; what is assigned to them is secret ...
+_ALWAYS = _spelt("pass word", "pass wd", "pwd", "pass phrase", "client secret")
 # ... or is so if it reads like a key: it has a digit and some length.
-_KEYS = (
-    *("apikey", "accesskey", "secretkey", "privatekey", "authkey"),
-    *("authtoken", "accesstoken", "refreshtoken", "bearertoken"),
+_KEYS = _spelt(
+    *("api key", "access key", "secret key", "private key", "auth key"),
+    *("auth token", "access token", "refresh token", "bearer token"),
 )
-_WORDS = ("token", "secret")
-_ASSIGNED = re.compile(r"[=:]")
+_WORDS = _spelt("token", "secret")
+_NAMED = ("passw", "pass_", "pass-", "pwd", "phrase", "key", "token", "secret")
+"""One of them is in every assignment that counts, in lower case."""
+_GAP = r"[ \t]{0,30}+"
 # Without quotes an index or a call is code that fetches a secret, not the secret: token = row[3].
-_LITERAL = r"[ \t]{0,3}(?:[\"']|(?![\w.]{0,60}[\[(]))"
-_AFTER_EQUALS = re.compile(rf"{_LITERAL}([^\s\"',;&]{{4,}})")
-_KEY_AFTER_EQUALS = re.compile(rf"{_LITERAL}({_DIGIT}[^\s\"',;&()]{{8,}})")
-_QUOTED = re.compile(r"\s{0,3}[\"']([^\"'\s]{4,})[\"']")
-_AFTER_COLON = re.compile(rf"[ \t]{{1,3}}({_DIGIT}[^\s\"',;&()]{{6,}})")
+_LITERAL = r"[ \t]{0,3}(?:[\"']|(?![\w.]{0,60}+[\[(]))"
+_DONE = r"(?!\[REDACTED:)"
+_EQUALS = rf"[\"']?{_GAP}={_LITERAL}{_DONE}([^\s\"',;&]{{4,}})"
+_KEY_EQUALS = rf"[\"']?{_GAP}={_LITERAL}{_DONE}({_DIGIT}[^\s\"',;&()]{{8,}})"
+_QUOTED = rf"[\"']{_GAP}:\s{{0,3}}[\"']{_DONE}([^\"'\s]{{4,}})[\"']"
+_COLON = rf"{_GAP}:[ \t]{{1,3}}{_DONE}({_DIGIT}[^\s\"',;&()]{{6,}})"
+# The first letters stand in front, so that the engine skips to the next one of them.
+_ASSIGNED = re.compile(
+    rf"[abcprstABCPRST](?:{_ALWAYS}(?:{_EQUALS}|{_QUOTED}|{_COLON})"
+    rf"|{_KEYS}(?:{_KEY_EQUALS}|{_QUOTED}|{_COLON})"
+    rf"|{_WORDS}(?:{_KEY_EQUALS}|{_QUOTED}))"
+)
+"""`password = ...`, `"api_key": "..."` and the like; its last group is the secret."""
 
 
 class Redactor:
@@ -132,7 +161,9 @@ class Redactor:
         for pattern in _PATTERNS:
             if any(trigger in lower for trigger in pattern.triggers):
                 text = _replace(pattern, text)
-        return _clean_assignments(text)
+        if any(name in lower for name in _NAMED):
+            text = _ASSIGNED.sub(_hide_last, text)
+        return text
 
     def clean_data(self, value: Any) -> Any:
         """`clean` for every string in plain data, keys included."""
@@ -191,41 +222,18 @@ def _replace(pattern: _Pattern, text: str) -> str:
 
     def keep_rest(match: re.Match[str]) -> str:
         secret = match[pattern.group]
-        if secret.startswith("[REDACTED:"):
+        if secret is None or secret.startswith("[REDACTED:"):
             return match[0]
-        start, end = (position - match.start() for position in match.span(pattern.group))
-        return match[0][:start] + mark + match[0][end:]
+        return _hide(match, pattern.group, mark)
 
     return pattern.expression.sub(keep_rest, text)
 
 
-def _clean_assignments(text: str) -> str:
-    """`password = ...`, `"api_key": "..."` and the like, found by their = and : signs."""
-    pieces, done = [], 0
-    for sign in _ASSIGNED.finditer(text):
-        if sign.start() < done:
-            continue
-        rule = _rule(text[max(0, sign.start() - 32) : sign.start()], sign[0])
-        match = rule.match(text, sign.end()) if rule else None
-        if match and not match[1].startswith("[REDACTED:"):
-            pieces += [text[done : match.start(1)], "[REDACTED:assigned]"]
-            done = match.end(1)
-    return "".join([*pieces, text[done:]]) if pieces else text
+def _hide_last(match: re.Match[str]) -> str:
+    return _hide(match, match.lastindex or 0, "[REDACTED:assigned]")
 
 
-def _rule(before: str, sign: str) -> re.Pattern[str] | None:
-    """How a secret looks after the name that `before` ends with; None if it names none."""
-    name = before.rstrip(" \t")
-    bare = name.rstrip("\"'")
-    if bare[-1:] not in "yYnNtTdDeE":
-        return None
-    quoted = len(bare) < len(name)
-    word = bare.lower().replace("_", "").replace("-", "")
-    always, key = word.endswith(_ALWAYS), word.endswith(_KEYS)
-    if not (always or key or word.endswith(_WORDS)):
-        return None
-    if sign == "=":
-        return _AFTER_EQUALS if always else _KEY_AFTER_EQUALS
-    if quoted:
-        return _QUOTED
-    return _AFTER_COLON if always or key else None
+def _hide(match: re.Match[str], group: int, mark: str) -> str:
+    """The match with `mark` in place of one group."""
+    start, end = (position - match.start() for position in match.span(group))
+    return match[0][:start] + mark + match[0][end:]
