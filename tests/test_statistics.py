@@ -163,6 +163,18 @@ def test_drawn_patterns_are_near_the_exact_p_and_seeded():
     assert first == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.02)
 
 
+@pytest.mark.parametrize("count", [15, 16, 17, 24])
+def test_drawn_patterns_agree_with_all_patterns(count):
+    # Fractions whose totals tie often, at numbers of clusters that fill bytes and that do not.
+    sums = np.random.default_rng(count).choice([-1, -0.5, 0.25, 0.5, 1], count)
+    totals = np.zeros(1)
+    for value in sums:
+        totals = np.concatenate([totals - value, totals + value])
+    exact = (np.abs(totals) >= abs(sums.sum()) - 1e-9).mean()
+    drawn = sign_flip_p(sums, [str(n) for n in range(count)])
+    assert drawn == pytest.approx(exact, abs=4.5 * np.sqrt(exact * (1 - exact) / 20_000) + 1e-4)
+
+
 def test_identical_arms_are_called_different_in_at_most_five_percent():
     rng = np.random.default_rng(11)
     clusters = [str(c) for c in range(12) for _ in range(3)]

@@ -114,12 +114,15 @@ def sign_flip_p(
 
 
 def _drawn_p(sums: NDArray[np.float64], bound: float, rng: np.random.Generator) -> float:
-    # In slices: 20,000 patterns of 100,000 clusters at once would take 2 GB.
-    hits = 0
-    rows = max(1, 2_000_000 // len(sums))
-    for start in range(0, DRAWS, rows):
-        signs = rng.integers(0, 2, (min(rows, DRAWS - start), len(sums)), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ sums) >= bound).sum())
+    # Eight clusters share one random byte and a table of their 256 signed totals: an eighth of the
+    # random bits and additions of sign by sign, and never more than a column of draws in memory.
+    padded = np.zeros((-(-len(sums) // 8), 8))
+    padded.flat[: len(sums)] = sums
+    signs = 2.0 * ((np.arange(256)[:, None] >> np.arange(8)) & 1) - 1
+    totals = np.zeros(DRAWS)
+    for eight in padded:
+        totals += (signs @ eight)[rng.integers(0, 256, DRAWS, dtype=np.uint8)]
+    hits = int((np.abs(totals) >= bound).sum())
     return (hits + 1) / (DRAWS + 1)
 
 
