@@ -23,8 +23,8 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, fetch, audit, estimate, run, resume, compare, samples, trace, rescore, view,
-conformance, calibrate. Details: fleet-eval COMMAND --help
+Commands: list, show, fetch, audit, estimate, run, resume, compare, gate, samples, trace, rescore,
+view, conformance, calibrate. Details: fleet-eval COMMAND --help
 """
 
 
@@ -233,6 +233,42 @@ def compare(
     from fleet_rlm.cli.run import compare_command
 
     return compare_command(baseline, candidate, allow_mixed=allow_mixed, as_json=as_json)
+
+
+@app.command()
+def gate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    minimum: Annotated[
+        float | None, typer.Option("--min", metavar="SCORE", help="Score to reach.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run on the same samples to hold up to.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="SCORE", help="How much worse than it is still right.")
+    ] = None,
+    only_proven: Annotated[
+        bool, typer.Option(help="Fail only when the whole interval is too low.")
+    ] = False,
+    min_coverage: options.MinCoverage = None,
+    allow_mixed: Annotated[
+        bool, typer.Option(help="Compare a simulated with a live model all the same.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """Pass or fail a run, for CI: exit 0 passed, 1 failed, 4 cannot tell."""
+    from fleet_rlm.cli.gate import gate_command
+
+    return gate_command(
+        run,
+        minimum=minimum,
+        baseline=baseline,
+        max_drop=max_drop,
+        only_proven=only_proven,
+        allow_mixed=allow_mixed,
+        flags={"min_coverage": min_coverage},
+        as_json=as_json,
+    )
 
 
 @app.command()
