@@ -197,8 +197,7 @@ def test_two_thousand_samples_survive_everything_at_once(server):
         assert (record.score is None) == (record.status == "error")
         if record.error:
             assert record.error.boundary in {"provider", "sandbox"}
-    # A slow machine meets the timeout of 1 s more often; what failed is missing, never a 0.
-    assert summary["coverage"] > 0.9
+    assert summary["coverage"] > 0.98
     assert summary["score"] > 0.4
     assert "Traceback" not in stderr
     leftovers = [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from fleet_rlm.errors import LimitReached
+from fleet_rlm.errors import LimitReached, SandboxError
 from fleet_rlm.sandbox import journal, levels, local
 from fleet_rlm.sandbox.interpreter import CellError, LocalInterpreter, SessionLost
 
@@ -170,3 +171,31 @@ def test_names_that_a_block_binds() -> None:
         ["a", "d", "f", "x", "y", "z", "i", "j", "k", "g", "H", "w"]
     )
     assert list(journal.bound("x = (")) == []
+
+
+def test_a_box_lost_while_a_session_opens_is_replaced() -> None:
+    """Nothing has run in the session yet, so another box does as well."""
+    level = levels.choose("auto")
+    with LocalInterpreter() as first:
+        assert first.execute("1") == 1
+    group = local.shared(level).pid
+    os.killpg(group, signal.SIGSTOP)
+    second = LocalInterpreter()
+    opening = threading.Thread(target=second.start)
+    opening.start()
+    opening.join(0.3)
+    assert opening.is_alive()
+    os.killpg(group, signal.SIGKILL)
+    opening.join(20)
+    assert second.execute("2") == 2
+    assert local.shared(level).pid != group
+    second.shutdown()
+
+
+def test_a_box_that_never_opens_a_session_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SandboxError("no room")
+
+    monkeypatch.setattr(local.LocalSandbox, "open", refuse)
+    with pytest.raises(SessionLost, match="no room"):
+        LocalInterpreter().start()

@@ -24,6 +24,9 @@ from fleet_rlm.sandbox.journal import Answers, Journal, Rebuilt, Step
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.sandbox.session import Answer, Ask, CellResult, Limits, Session
 
+OPEN_TRIES = 3
+"""A box can be lost while a session opens in it; nothing has run yet, so another one serves."""
+
 RESERVED = frozenset({"SUBMIT", "__builtins__"})
 
 
@@ -150,11 +153,15 @@ class LocalInterpreter:
     def _open(self) -> Session:
         if self._redactor is None:
             self._redactor = Redactor.from_env(os.environ)
-        try:
-            sandbox = self._sandbox or local.shared(self._level())
-            return sandbox.open(self.limits, self._redactor.clean_data)
-        except SandboxError as error:
-            raise SessionLost(error.message) from error
+        level = self._level()
+        for tries_left in reversed(range(OPEN_TRIES)):
+            try:
+                sandbox = self._sandbox or local.shared(level)
+                return sandbox.open(self.limits, self._redactor.clean_data)
+            except SandboxError as error:
+                if not tries_left:
+                    raise SessionLost(error.message) from error
+        raise AssertionError("unreachable")
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def invoke_tool(self, tool_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
