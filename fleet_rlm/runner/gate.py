@@ -122,7 +122,8 @@ def gate_drop(
     if not 0 <= max_drop <= 1:
         raise UsageError(f"--max-drop must be between 0 and 1, got {max_drop}.")
     found = compare(baseline, run, allow_mixed=allow_mixed)
-    test = found.rows[-1].test
+    row = found.rows[-1]
+    test = row.test
     both = [found.baseline, found.candidate]
     coverage = min(each.summary["coverage"] for each in both)
     enough = coverage >= min_coverage
@@ -133,7 +134,8 @@ def gate_drop(
     )
     return Gate(
         verdict=verdict,
-        reason=f"difference {_estimate(test.difference, test.ci, signs=True)}, p = {test.p:.3g}, on"
+        reason=f"{row.candidate:.3f} against {row.baseline:.3f} of the baseline, difference"
+        f" {_estimate(test.difference, test.ci, signs=True)}, p = {test.p:.3g}, on"
         f" {test.n} common samples in {test.clusters} contexts, to stay above"
         f" {-max_drop:+g}{_caveat(both, min_coverage, test.ci)}",
         rule="not worse",
