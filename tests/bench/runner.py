@@ -76,7 +76,7 @@ class Result(NamedTuple):
     efficiency: float
     cost: Cost
     harness_s: float
-    """Processor time of the harness: this process, sandboxes and workers aside."""
+    """Processor time of this process: the harness when it has no workers, sandboxes aside."""
 
     calls: int
     mean_in_flight: float
@@ -161,7 +161,10 @@ def _compare(
         _number(_median(r.efficiency for r in stock)),
         f"{_median(r.mean_in_flight for r in ours):.0f}",
         f"{calls * case.latency_s / ideal_s:.0f}",
-        *map(_ms, own),
+        "-"
+        if case.workers
+        else _ms(own[0]),  # what workers used is known with their sandboxes only
+        _ms(own[1]),
         *map(_ms, everything),
         "-" if everything[1] is None else f"{everything[0] / everything[1]:.2f}",
         f"{_median(r.mb_a_sample for r in ours):.1f}",
