@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dspy
@@ -167,3 +170,61 @@ def test_without_a_valid_token(lab: LoopbackModal) -> None:
     failing = lab.failing("AppGetOrCreate", *[refused] * 8)
     with failing, pytest.raises(SandboxUnavailable, match="modal token new"):
         ModalInterpreter().start()
+
+
+def test_an_allow_list_is_what_modal_is_told(lab: LoopbackModal) -> None:
+    with ModalInterpreter(domains=["data.example.com"], cidrs=["192.0.2.0/24"], cpu=(0.5, 1.0)):
+        (sandbox,) = lab.live()
+        allowed = sandbox.wanted.network_access
+        assert list(allowed.allowed_domains) == ["data.example.com"]
+        assert list(allowed.allowed_cidrs) == ["192.0.2.0/24"]
+        assert not sandbox.offline
+        resources = sandbox.wanted.resources
+        assert (resources.milli_cpu, resources.milli_cpu_max) == (500, 1000)
+
+
+def test_a_create_that_is_given_up_leaves_no_sandbox(
+    lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modal_box, "CREATE_S", 0.5)
+    monkeypatch.setattr(modal_box, "TRIES", 1)
+    lab.latency["SandboxCreateV2"] = 1.5
+    with pytest.raises(SessionLost, match="TimeoutError"):
+        ModalInterpreter().start()
+    assert eventually(lambda: lab.sandboxes and not lab.live())
+
+
+HOST = """
+import sys, time
+from fleet_rlm import ModalInterpreter
+from fleet_rlm.sandbox import modal_box
+modal_box.SILENCE_S = 2.0
+session = ModalInterpreter(idle_timeout=1)
+session.execute("1")
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_sandbox_outlives_its_host(lab: LoopbackModal, end: signal.Signals) -> None:
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert host.stdout is not None
+    with host:
+        assert host.stdout.readline() == "ready\n"
+        (sandbox,) = lab.live()
+        host.send_signal(end)
+        host.wait(30)
+        if end is signal.SIGINT:  # an orderly end: told, not left to the lease
+            assert not lab.live()
+    assert eventually(lambda: not lab.live())
+    assert sandbox.wanted.idle_timeout_secs == 1
+
+
+def eventually(true: Callable[[], Any], seconds: float = 20.0) -> bool:
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.05)
+    return bool(true())

@@ -56,7 +56,7 @@ import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -161,8 +161,15 @@ class PipePort:
         os.close(self.write_fd)
 
 
-Port = Any
-"""What has the methods of the two classes above."""
+class Port(Protocol):
+    """A byte stream; the two classes above say what the methods promise."""
+
+    read_fd: int
+    write_fd: int
+
+    def read(self) -> tuple[bytes, Sequence[int]]: ...
+    def write(self, data: memoryview, fds: Sequence[int]) -> int: ...
+    def close(self) -> None: ...
 
 
 class Conn:

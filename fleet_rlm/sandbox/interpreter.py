@@ -29,6 +29,15 @@ OPEN_TRIES = 3
 
 RESERVED = frozenset({"SUBMIT", "__builtins__"})
 
+SESSION_INSTRUCTIONS = (
+    "State persists between code blocks; the input variables are set to their original values "
+    "before each block. Tools may be called from several threads "
+    "(concurrent.futures.ThreadPoolExecutor). SUBMIT takes plain data: str, int, float, bool, "
+    "None, lists, dicts. A block that runs too long is interrupted and its variables are kept; "
+    "time spent waiting for tools does not count."
+)
+"""What holds of a session in any box, for the model that writes its code."""
+
 
 class SessionLost(SandboxError, CodeInterpreterError):
     """The sandbox or its connection failed, or the session's code ended its own process.
@@ -76,11 +85,7 @@ class LocalInterpreter:
 
     execution_instructions = (
         "Full CPython in a locked box: no network, no other processes, no files but those you "
-        "write to the current directory. State persists between code blocks; the input variables "
-        "are set to their original values before each block. Tools may be called from several "
-        "threads (concurrent.futures.ThreadPoolExecutor). SUBMIT takes plain data: str, int, "
-        "float, bool, None, lists, dicts. A block that runs too long is interrupted and its "
-        "variables are kept; time spent waiting for tools does not count."
+        f"write to the current directory. {SESSION_INSTRUCTIONS}"
     )
 
     def __init__(

@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -135,7 +136,7 @@ class Opened(NamedTuple):
     wire: Channel
 
 
-class Link:
+class Link(ABC):
     """Requests to one supervisor, its answers, and its news of sessions that ended."""
 
     def __init__(self) -> None:
@@ -156,20 +157,21 @@ class Link:
         if not self._ready.wait(timeout_s) or self.lost:
             raise SandboxError(f"the sandbox did not start: {self.lost or 'no answer'}")
 
+    @abstractmethod
     def open(self, limits: bytes) -> Opened:
         """Ask for a session.
 
         Raises:
             SandboxError: the supervisor is gone.
         """
-        raise NotImplementedError
 
     def carry(self, shipment: Shipment) -> int:
         """Bring a shipment's large values to the box; the bytes that this takes."""
         return shipment.size
 
+    @abstractmethod
     def _send(self, sid: int, kind: int, payload: bytes, fds: Sequence[int]) -> None:
-        raise NotImplementedError
+        """Send one frame; raises OSError when it cannot be sent."""
 
     def _expect(self) -> tuple[int, queue.SimpleQueue[dict[str, Any]]]:
         """The id of a new session, and where the news of its end will be."""

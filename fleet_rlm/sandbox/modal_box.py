@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import getpass
-import hashlib
 import json
 import os
 import random
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -66,15 +65,6 @@ class Recipe:
     cidrs: tuple[str, ...] = ()
     """Address ranges that code may reach; none by default."""
     tags: Mapping[str, str] = field(default_factory=dict)
-
-
-def image_name(recipe: Recipe) -> str:
-    """Name of the image of a recipe: a hash of all that is in it."""
-    parts: Sequence[bytes] = [
-        Path(file).read_bytes() for file in (driver.__file__, confine.__file__)
-    ]
-    text = json.dumps([recipe.python, sorted(recipe.pip_packages)]).encode()
-    return f"fleet-sandbox-{hashlib.sha256(b''.join([text, *parts])).hexdigest()[:16]}"
 
 
 def make_image(recipe: Recipe) -> Any:
@@ -236,8 +226,7 @@ async def _create_once(recipe: Recipe) -> Any:
 
     app = recipe.app or await modal.App.lookup.aio(recipe.app_name, create_if_missing=True)
     expires = int(time.time()) + recipe.timeout_s
-    # Shielded: a create that is cut off half way would leave a sandbox that nobody holds.
-    return await asyncio.shield(
+    creating = asyncio.ensure_future(
         modal.Sandbox.create.aio(
             app=app,
             image=make_image(recipe),
@@ -257,3 +246,21 @@ async def _create_once(recipe: Recipe) -> Any:
             },
         )
     )
+    try:
+        # Cut off half way it would leave a sandbox that nobody holds: it goes on, and is ended.
+        return await asyncio.shield(creating)
+    except asyncio.CancelledError:
+        creating.add_done_callback(_end_unheld)
+        raise
+
+
+_ENDING: set[asyncio.Future[Any]] = set()
+"""Kept until done: a loop holds its tasks weakly."""
+
+
+def _end_unheld(creating: asyncio.Future[Any]) -> None:
+    """End a sandbox that came when nobody waited for it any more."""
+    if not creating.cancelled() and creating.exception() is None:
+        ending = asyncio.ensure_future(creating.result().terminate.aio())
+        _ENDING.add(ending)
+        ending.add_done_callback(_ENDING.discard)

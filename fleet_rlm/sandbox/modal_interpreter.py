@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fleet_rlm.errors import SandboxError
-from fleet_rlm.sandbox.interpreter import LocalInterpreter, SessionLost
+from fleet_rlm.sandbox.interpreter import SESSION_INSTRUCTIONS, LocalInterpreter, SessionLost
 from fleet_rlm.sandbox.levels import Level
 from fleet_rlm.sandbox.modal_box import LEVEL, ModalSandbox, Recipe
 from fleet_rlm.sandbox.redact import Redactor
@@ -44,10 +44,9 @@ class ModalInterpreter(LocalInterpreter):
     Raises (from `start`): SandboxUnavailable, when Modal knows no valid token.
     """
 
-    execution_instructions = LocalInterpreter.execution_instructions.replace(
-        "in a locked box: no network, no other processes, no files but those you write to the "
-        "current directory.",
-        "in a container of its own, without a network.",
+    execution_instructions = (
+        "Full CPython in a container of its own; it has no network unless told otherwise. "
+        f"{SESSION_INSTRUCTIONS}"
     )
 
     def __init__(

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from functools import cache
+from mmap import PROT_READ, mmap
 from typing import Any, TypeVar
 
 from fleet_rlm.errors import SandboxError
@@ -148,7 +149,9 @@ class ModalLink(Link):
             for spec in shipment.specs:
                 if "fd" not in spec:
                     continue
-                data = os.pread(shipment.fds[spec.pop("fd")], spec["size"], 0)
+                # a map, since one read ends at 2 GiB
+                with mmap(shipment.fds[spec.pop("fd")], spec["size"], prot=PROT_READ) as pages:
+                    data = pages[:]
                 name = spec["blob"] = hashlib.sha256(data).hexdigest()
                 if name not in self._there:
                     self._upload(f"{self._blobs}/{name}", data)
@@ -192,11 +195,12 @@ class ModalLink(Link):
         self.write(sid, kind, payload)
 
     async def _read(self) -> None:
-        buffer = driver.Conn(_Fed())
+        fed = _Fed()
+        buffer = driver.Conn(fed)
         why = ""
         try:
             async for chunk in self._process.stdout:
-                buffer.port.chunk = chunk
+                fed.chunk = chunk
                 buffer.feed()
                 for frame in buffer.frames():
                     self._take(frame)
