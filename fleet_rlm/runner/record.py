@@ -104,7 +104,7 @@ class Record:
         return Key(self.sample, self.epoch)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **{name: getattr(self, name) for name in _FIELDS}} | {
+        return {"schema": SCHEMA, **{name: getattr(self, name) for name in FIELDS}} | {
             "error": asdict(self.error) if self.error else None
         }
 
@@ -121,7 +121,7 @@ class Record:
         return cls(**{**line, "error": ErrorInfo(**error) if error else None})
 
 
-_FIELDS = tuple(item.name for item in fields(Record))
+FIELDS = tuple(item.name for item in fields(Record))
 
 
 def migrate(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import fcntl
 import gzip
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ import orjson
 
 from fleet_rlm.errors import UsageError, one_line
 from fleet_rlm.ledger import Usage
+from fleet_rlm.runner.record import FIELDS, Key, Record, migrate, total_usage
 from fleet_rlm.runner.record import SCHEMA as RECORD_SCHEMA
-from fleet_rlm.runner.record import Key, Record, migrate, total_usage
 
 if TYPE_CHECKING:
     from fleet_rlm.runner.attempt import Outcome
@@ -139,8 +140,11 @@ class RunStore:
         self.close()
 
 
+COLUMNS = tuple(name for name in FIELDS if name != "usage")
+"""Fields that `read_columns` gives as they are stored."""
+
 SUMMED = ("calls", "input_tokens", "cached_tokens", "output_tokens", "usd")
-"""Usage that `read_columns` gives."""
+"""Usage that it gives summed over roles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +244,13 @@ def repair_and_read(path: Path) -> list[Record]:
 def read_columns(path: Path) -> dict[str, list[Any]]:
     """The records that count, by field; usage summed over roles.
 
-    Made for a hundred thousand of them: no objects, one pass.
+    Made for a hundred thousand of them: no line outlives its own reading, so that neither memory
+    nor the garbage collector grows with what is not asked for.
 
     Raises:
         UsageError: a line cannot be read; it is named by its number.
     """
-    last: dict[tuple[str, int], dict[str, Any]] = {}
+    last: dict[tuple[str, int], tuple[Any, ...]] = {}
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -254,15 +259,21 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         try:
             found = orjson.loads(line)
             row = found if found.pop("schema", 1) == RECORD_SCHEMA else migrate(found)
-            last[row["sample"], row["epoch"]] = row
-        except (ValueError, TypeError, KeyError) as error:
+            spent = _summed(row["usage"].values())
+            last[row["sample"], row["epoch"]] = (*map(row.get, COLUMNS), *spent)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{path}:{number} is no record: {one_line(str(error), 120)}") from None
-    rows = list(last.values())
-    spent = [row.pop("usage").values() for row in rows]
-    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
-    for name in SUMMED:
-        columns[name] = [sum(role[name] for role in roles) for roles in spent]
-    return columns
+    names = (*COLUMNS, *SUMMED)
+    columns = zip(*last.values(), strict=True) if last else ((),) * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}
+
+
+_USAGE = itemgetter(*SUMMED)
+
+
+def _summed(roles: Collection[Mapping[str, float]]) -> Iterable[float]:
+    """What all roles spent together, in the order of `SUMMED`."""
+    return map(sum, zip(*map(_USAGE, roles), strict=True)) if roles else [0] * len(SUMMED)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
