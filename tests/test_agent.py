@@ -59,7 +59,8 @@ def test_a_turn_loads_a_document_delegates_and_answers(agent):
 
 
 def test_a_delegated_query_runs_an_rlm_over_the_active_document(agent):
-    agent.tools["load_document"](path="notes.md")
+    agent.add_document("notes", "The door code is 4711.\n")
+    assert agent.active_alias == "notes"
     code = "import re\nSUBMIT(re.findall(r'[0-9]{4}', context)[0])"
     found = json.loads(observe(agent, "rlm_query", query="Which code?", code=code))
     assert (found["status"], found["answer"], found["depth"]) == ("ok", "4711", 1)

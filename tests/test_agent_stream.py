@@ -186,7 +186,7 @@ def test_cancel_interrupts_the_running_cell_and_starts_no_further_call():
     assert len(lm.engine.prompts) == calls == 2
 
 
-@pytest.mark.parametrize("way", ["check", "close", "async close", "task"])
+@pytest.mark.parametrize("way", ["check", "cancel", "close", "async close", "task"])
 def test_whichever_way_a_turn_is_left_it_stops_while_a_model_is_still_talking(way):
     agent, slow = make_agent(), SlowModel()
     chat(agent, finish("before"))
@@ -194,6 +194,11 @@ def test_whichever_way_a_turn_is_left_it_stops_while_a_model_is_still_talking(wa
     def check():
         stream = agent.iter_chat_turn_stream("hello", cancel_check=slow.entered.is_set)
         assert only_end(list(stream)).kind == "cancelled"
+
+    def cancel():
+        agent.cancel()  # nothing runs: nothing happens
+        threading.Thread(target=lambda: (slow.entered.wait(10), agent.cancel())).start()
+        assert only_end(list(agent.iter_chat_turn_stream("hello"))).kind == "cancelled"
 
     def close():
         stream = agent.iter_chat_turn_stream("hello")
@@ -216,6 +221,7 @@ def test_whichever_way_a_turn_is_left_it_stops_while_a_model_is_still_talking(wa
 
     ways = {
         "check": check,
+        "cancel": cancel,
         "close": close,
         "async close": lambda: asyncio.run(close_asynchronously()),
         "task": lambda: asyncio.run(cancel_task()),

@@ -17,6 +17,7 @@ from fleet_rlm.errors import one_line
 from fleet_rlm.ledger import Ledger
 from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
+from fleet_rlm.lm.threads import in_thread
 from fleet_rlm.program.context_ref import shorten
 from fleet_rlm.program.events import EVENTS_SETTING, Event, emit
 from fleet_rlm.program.trail import SHOWN_CHARS
@@ -114,7 +115,7 @@ async def astream(program: dspy.Module, **inputs: Any) -> AsyncIterator[Event]:
     running = _Stream(program, inputs)
     try:
         sequence = 0
-        while (event := await asyncio.to_thread(running.queue.get)) is not None:
+        while (event := await in_thread(running.queue.get)) is not None:
             yield replace(event, sequence=sequence)
             sequence += 1
     finally:

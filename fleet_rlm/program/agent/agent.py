@@ -18,6 +18,7 @@ from dspy.primitives.code_interpreter import CodeInterpreter, resolve_interprete
 from dspy.primitives.python_interpreter import PythonInterpreter
 
 from fleet_rlm.errors import UsageError
+from fleet_rlm.lm.threads import in_thread
 from fleet_rlm.program.agent.commands import parse_command
 from fleet_rlm.program.agent.documents import ACTIVE, Document, read_document
 from fleet_rlm.program.agent.drive import iterate, wait_for
@@ -260,14 +261,32 @@ class RLMReActChatAgent(dspy.Module):
         Raises:
             ValueError: an unknown command, a missing argument, or one that the tool refuses.
             UsageError: a turn of this chat is running.
+            Cancelled: `cancel` was called.
         """
         name, given, ignored = parse_command(command, args or {})
         if name == "reset":
-            result = self.reset(**given)
+            result = await in_thread(lambda: self.reset(**given))
         else:
             with self._turn(command) as turn:
                 result = await turn.use_tool(name, given)
         return result | ({"ignored_args": ignored} if ignored else {})
+
+    def cancel(self) -> None:
+        """End the chat's running turn or command, from any thread: no further model call starts,
+        running code is interrupted, and the chat's memory stays as it was. Without one, nothing
+        happens."""
+        if (running := self._running) is not None:
+            running.cancel()
+
+    def add_document(self, alias: str, text: str) -> None:
+        """Keep a text as a document of the chat and make it the active one.
+
+        Raises:
+            ValueError: an empty alias.
+            UsageError: a turn of this chat is running.
+        """
+        with self._exclusive():
+            self._state.documents.add(alias, Document(text=text))
 
     def register_extra_tool(self, tool: Tool) -> dict[str, str]:
         """Offer one more tool; what was learned stays.
@@ -409,7 +428,7 @@ class RLMReActChatAgent(dspy.Module):
         if self.verbose:
             logger.info("%s: %s", kind, self.clean(text))
 
-    _RUNTIME = ("_bench", "_lock", "_known_secrets")
+    _RUNTIME = ("_bench", "_lock", "_known_secrets", "_running")
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -432,6 +451,7 @@ class RLMReActChatAgent(dspy.Module):
     def _open_runtime(self) -> None:
         self._bench = Workbench(self._make_interpreter)
         self._lock = threading.Lock()
+        self._running: Turn | None = None
 
     @functools.cached_property
     def _known_secrets(self) -> Redactor:
@@ -459,7 +479,7 @@ class RLMReActChatAgent(dspy.Module):
         message = checked_message(message)
         with self._exclusive():
             state = self._state.fork()
-            yield Turn(
+            self._running = Turn(
                 self,
                 state,
                 self._tools_over(state, self._bench),
@@ -467,6 +487,10 @@ class RLMReActChatAgent(dspy.Module):
                 commit=self._state.adopt,
                 trace=trace,
             )
+            try:
+                yield self._running
+            finally:
+                self._running = None
 
     @contextmanager
     def _single(

@@ -102,6 +102,7 @@ class Turn:
         self._scope = CancelScope()
         self._guard = Guard(self._scope)
         self._is_cancelled = False
+        self._wake: Callable[[], None] = lambda: None
         self._voice = Voice(agent, self._guard.check, trace=trace)
         self._ledger = Ledger(Limits(working_s=None, wall_s=agent.timeout), parent=current_ledger())
         self._steps: list[Step] = []
@@ -111,6 +112,7 @@ class Turn:
         and what the turn changed is dropped. May be called again, and when it is over."""
         self._is_cancelled = True
         self._scope.cancel()
+        self._wake()
 
     async def run(self) -> TurnResult:
         """Take steps until there is an answer.
@@ -161,20 +163,29 @@ class Turn:
         queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
+        stopped = asyncio.Event()
+
         def publish(event: StreamEvent) -> None:
             with suppress(RuntimeError):  # the loop is gone, and whoever listened with it
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
+        def wake() -> None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(stopped.set)
+
         self._voice.publish = publish
+        self._wake = wake
+        stopping = asyncio.ensure_future(stopped.wait())
         task = asyncio.create_task(self.run())
         task.add_done_callback(lambda _: queue.put_nowait(None))
         sequence = 0
         try:
-            while event := await self._next(queue, task, cancel_check):
+            while event := await self._next(queue, task, stopping, cancel_check):
                 yield replace(event, sequence=sequence)
                 sequence += 1
             yield replace(self._last_event(task), sequence=sequence)
         finally:
+            stopping.cancel()
             self.cancel()
             task.cancel()
             await asyncio.wait({task})
@@ -185,19 +196,25 @@ class Turn:
         self,
         queue: asyncio.Queue[StreamEvent | None],
         task: asyncio.Task[TurnResult],
+        stopping: asyncio.Future[Any],
         cancel_check: Callable[[], bool] | None,
     ) -> StreamEvent | None:
         """The next event; None when the turn is over or was cancelled."""
         getter = asyncio.ensure_future(queue.get())
         try:
-            while not getter.done():
+            while True:
                 if cancel_check is not None and cancel_check():
                     self.cancel()
                 if self._is_cancelled and not task.done():
                     task.cancel()  # at once: it must not commit after `cancelled` is told
                     return None
-                await asyncio.wait({getter}, timeout=POLL_S)
-            return getter.result()
+                if getter.done():
+                    return getter.result()
+                await asyncio.wait(
+                    {getter, stopping},
+                    timeout=POLL_S if cancel_check else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
         finally:
             getter.cancel()
 
