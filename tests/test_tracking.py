@@ -127,6 +127,8 @@ def test_mlflow_reads_the_records_table_as_its_own(project, store, monkeypatch):
 
 
 def test_a_resumed_run_continues_its_mlflow_run(project, store):
+    from mlflow.data import get_source
+
     from fleet_rlm.tracking import writer
 
     client, experiment = store
@@ -144,6 +146,25 @@ def test_a_resumed_run_continues_its_mlflow_run(project, store):
     assert run.data.tags["resumed.git.revision"] == "new"
     assert len(table_of(client, run)["data"]) == 6
     assert len(client.search_runs([experiment])) == 1
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("quick", "d1")
+    assert get_source(dataset).to_dict()["tags"]["version"] == "1"
+
+
+def test_a_mirror_killed_after_it_made_its_run_finds_it_again(project, store):
+    from fleet_rlm.tracking import writer
+
+    client, experiment = store
+    folder = write_run(project / "runs" / "a")
+    first = writer.write_run(client, experiment, folder).info.run_id
+    link = json.loads((folder / "mlflow.json").read_text())
+    for lost in ("run_id", "experiment_id"):  # as before the run's id was noted
+        del link[lost]
+    (folder / "mlflow.json").write_text(json.dumps(link))
+    assert writer.write_run(client, experiment, folder).info.run_id == first
+    # As after a mirror to another store.
+    (folder / "mlflow.json").write_text(json.dumps(link | {"run_id": "0" * 32}))
+    assert writer.write_run(client, experiment, folder).info.run_id == first
 
 
 def test_a_copied_folder_or_a_deleted_run_gets_its_own_mlflow_run(project, store):

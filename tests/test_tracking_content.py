@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from fleet_rlm.errors import UsageError
 from fleet_rlm.tracking.content import (
     MAX_CELL_CHARS,
+    MAX_DIGEST_CHARS,
     MAX_PARAM_CHARS,
     SIMULATED_NOTE,
     length_metrics,
     parse_records,
     read_content,
     records_table,
+    run_datasets,
     run_params,
     run_tags,
     summary_metrics,
@@ -123,7 +125,7 @@ def test_scores_by_length_average_epochs_first_and_leave_errors_out():
         record("a", epoch=1, score=0.0),
         record("b", score=1.0),
         record("c", score=None, status="error"),
-        record("d", task="hops", length=16000, score=0.0),
+        record("d", task="hops", length=16000, score=0.0, usage={"root": {"usd": 0.5}}),
     ]
     assert {tuple(metric) for metric in length_metrics(records)} == {
         ("length.8000.score", 0.75, 0),
@@ -132,7 +134,36 @@ def test_scores_by_length_average_epochs_first_and_leave_errors_out():
         ("score_by_length", 0.0, 16000),
         ("task.needle.score_by_length", 0.75, 8000),
         ("task.hops.score_by_length", 0.0, 16000),
+        ("usd_by_length", 0.0, 8000),
+        ("usd_by_length", 0.5, 16000),
     }
+
+
+def test_a_length_has_the_interval_of_its_contexts_within_the_scale():
+    records = [record(str(i), cluster=str(i), score=score) for i, score in enumerate((1, 1, 0.5))]
+    found = {m.name: m.value for m in length_metrics(records)}
+    assert found["length.8000.score_se"] == pytest.approx(1 / 6)
+    assert found["length.8000.score_lo"] == pytest.approx(5 / 6 - 4.302653 / 6)  # t, 2 degrees
+    assert found["length.8000.score_hi"] == 1.0
+
+
+def test_arms_with_and_without_a_role_have_the_same_metrics():
+    usage = {"usd": 2.0, "by_role": {"root": {"usd": 2.0, "calls": 1}}}
+    found = summary_metrics({"scored": 4, "usage": usage}, roles=("root", "sub"))
+    values = {m.name: m.value for m in found}
+    assert (values["root.usd"], values["sub.usd"], values["sub.calls"]) == (2.0, 0.0, 0.0)
+    assert values["usd_per_sample"] == 0.5
+    assert not summary_metrics({}, roles=("root",))
+
+
+def test_a_run_names_its_suite_and_each_dataset_that_it_reads():
+    task = {"dataset": "books", "data": "d" * 64, "revision": "r1"}
+    suite = HEADER["suite"] | {"tasks": [task, task, {"name": "needle", "generator": "needle"}]}
+    quick, books = run_datasets(suite)
+    assert (quick.name, quick.digest, quick.source["version"]) == ("quick", "d1", "2")
+    assert (books.name, books.digest) == ("books", "d" * MAX_DIGEST_CHARS)
+    assert books.source["fetch"] == "fleet-eval fetch books"
+    assert run_datasets({}) == []
 
 
 def test_the_table_sums_roles_and_never_shows_feedback_or_whole_answers():

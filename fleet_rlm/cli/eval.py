@@ -24,7 +24,7 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval view                                every run in the MLflow dashboard
 
 Commands: list, show, fetch, audit, estimate, run, resume, compare, gate, samples, trace, rescore,
-view, conformance, calibrate. Details: fleet-eval COMMAND --help
+view, sync, conformance, calibrate. Details: fleet-eval COMMAND --help
 """
 
 
@@ -277,9 +277,20 @@ def view(
     no_browser: Annotated[bool, typer.Option(help="Only print the address.")] = False,
 ) -> int:
     """Open the MLflow dashboard on this project's runs."""
-    from fleet_rlm.cli.run import view_command
+    from fleet_rlm.cli.track import view_command
 
     return view_command(Path.cwd(), port=port, open_browser=not no_browser)
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    as_json: options.AsJson = False,
+) -> int:
+    """Mirror a stored run to MLflow: one made without it, or while its store was away."""
+    from fleet_rlm.cli.track import sync_command
+
+    return sync_command(Path.cwd(), run, as_json=as_json)
 
 
 @app.command()

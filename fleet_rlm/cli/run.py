@@ -1,4 +1,4 @@
-"""What `fleet-eval run` and `view` do: resolve, check, run, show the result."""
+"""What `fleet-eval run` does: resolve, check, run, show the result."""
 
 from __future__ import annotations
 
@@ -141,15 +141,6 @@ def compare_command(baseline: Path, candidate: Path, *, allow_mixed: bool, as_js
     return Exit.OK
 
 
-def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:
-    """Serve the MLflow dashboard until Ctrl-C."""
-    from fleet_rlm.tracking.view import serve
-
-    project = project_dir(start)
-    uri = resolve({}, os.environ, project).config.mlflow_tracking_uri
-    return serve(project, tracking_uri=uri, port=port, open_browser=open_browser)
-
-
 def sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Split `--set` keys by what they are about; what has no prefix of ours is the suite's."""
     rooms = ("settings", "limits", "program")
@@ -269,7 +260,7 @@ def _run(
         )
         _show(request, arm, finished)
         if mirror and (problem := mirror.finish().problem):
-            progress.say(problem)
+            progress.say(f"{problem} Later: fleet-eval sync {relative(folder)}")
     finally:
         if mirror:
             mirror.cancel()

@@ -12,10 +12,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
+
 from fleet_rlm.errors import UsageError
+from fleet_rlm.statistics.clustered import clustered_stderr, mean_interval
 
 MAX_PARAM_CHARS = 6000
 """MLflow refuses a longer value; the whole one stands in the artifact run.json."""
+
+MAX_DIGEST_CHARS = 36
+"""MLflow refuses a longer digest of a dataset; the whole one is a param of the run."""
 
 MAX_CELL_CHARS = 500
 """An answer may be a whole list; the whole one stands in records.jsonl."""
@@ -25,9 +31,12 @@ SIMULATED_NOTE = "simulated model: these numbers show the harness, not any model
 _PARAM_NAMES = {"arm.models.": "model.", "arm.": "", "lock.versions.": "version.", "lock.": ""}
 _METRIC_NAMES = {"usage.by_role.": "", "usage.": "", "tasks.": "task.", "stops.": "stop."}
 _NO_METRICS = ("settings.", "sandbox.", "schema")  # params already, or no measure
+_NO_PARAMS = ("schema", "run", "created", "command")  # the name, a time, or said by the rest
 _NO_COLUMNS = ("feedback", "trajectory")  # names the gold answer; means nothing outside the folder
 _TAGS = (
     "suite",
+    "suite.version",
+    "suite.digest",
     "program",
     "model.root",
     "model.sub",
@@ -46,7 +55,18 @@ class Metric(NamedTuple):
     name: str
     value: float
     step: int
-    """0, or the context length in tokens for `score_by_length`."""
+    """0, or the context length in tokens for `score_by_length` and the like."""
+
+
+class Dataset(NamedTuple):
+    """What a run was scored on, as `mlflow.data` keeps it: by digest, never the texts."""
+
+    name: str
+    digest: str
+    """As much of it as MLflow takes."""
+
+    source: dict[str, str]
+    """How to come by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +82,9 @@ class Content:
     params: dict[str, str]
     metrics: list[Metric]
     tags: dict[str, str]
+    datasets: list[Dataset]
+    """The suite, then each dataset that it reads."""
+
     table: dict[str, list[object]]
     """Columns by name, in the order they are shown; one cell per (sample, epoch)."""
 
@@ -94,8 +117,9 @@ def _read_content(run_dir: Path) -> Content:
         ended_ms=int(newest.stat().st_mtime * 1000),
         finished=summarized and isinstance(planned, int) and len(records) >= planned,
         params=params,
-        metrics=[*summary_metrics(summary), *length_metrics(records)],
+        metrics=[*summary_metrics(summary, _roles(header)), *length_metrics(records)],
         tags=run_tags(run, params),
+        datasets=run_datasets(_mapping(header.get("suite"))),
         table=records_table(records),
     )
 
@@ -124,7 +148,7 @@ def parse_records(lines: Sequence[str]) -> list[Mapping[str, object]]:
 
 def run_params(header: Mapping[str, object]) -> dict[str, str]:
     """Suite, arm and lock as flat text, by the names people look for: `settings.max_iters`."""
-    about = {key: value for key, value in header.items() if key not in ("schema", "run", "created")}
+    about = {key: value for key, value in header.items() if key not in _NO_PARAMS}
     params = {}
     for name, value in _flatten(about):
         text = value if isinstance(value, str) else json.dumps(value)
@@ -132,8 +156,14 @@ def run_params(header: Mapping[str, object]) -> dict[str, str]:
     return params
 
 
-def summary_metrics(summary: Mapping[str, object]) -> list[Metric]:
-    """Every number of a summary; an interval `ci` becomes `score_lo` and `score_hi`."""
+def summary_metrics(summary: Mapping[str, object], roles: Iterable[str] = ()) -> list[Metric]:
+    """Every number of a summary; an interval `ci` becomes `score_lo` and `score_hi`.
+
+    Args:
+        summary: the content of `summary.json`.
+        roles: of the arm's models; one that spent nothing is shown with zeros, so that arms with
+            and without it have the same metrics.
+    """
     metrics = []
     for name, value in _flatten(summary):
         plain = _renamed(name, _METRIC_NAMES).replace(".lengths.", ".length.")
@@ -142,31 +172,85 @@ def summary_metrics(summary: Mapping[str, object]) -> list[Metric]:
         if name.startswith(_NO_METRICS):
             continue
         if leaf == "ci" and isinstance(value, list) and len(value) == 2:
-            metrics += _metric(f"{stem}score_lo", value[0]) + _metric(f"{stem}score_hi", value[1])
+            metrics += _bounds(stem, value[0], value[1])
         else:
             metrics += _metric(stem + ("score_se" if leaf == "stderr" else leaf), value)
+    usage = _mapping(summary.get("usage"))
+    for role in roles if usage else ():
+        if role not in _mapping(usage.get("by_role")):
+            metrics += [Metric(f"{role}.{name}", 0.0, 0) for name in _USAGE]
+    scored, usd = summary.get("scored"), usage.get("usd")
+    if isinstance(scored, int) and scored and isinstance(usd, int | float):
+        metrics += _metric("usd_per_sample", usd / scored)
     return metrics
 
 
 def length_metrics(records: Iterable[Mapping[str, object]]) -> list[Metric]:
-    """Mean scores by context length: as `length.8000.score`, and over steps as `score_by_length`.
+    """Scores and dollars by context length: `length.8000.score`, over steps `score_by_length`.
 
     Errors are missing data and do not count; epochs are averaged first, as in every score.
     """
-    scores: dict[tuple[str, int], dict[str, list[float]]] = {}
+    groups: dict[tuple[str, int], list[Mapping[str, object]]] = {}
     for record in records:
         length, score = record.get("length"), record.get("score")
         if isinstance(length, int) and isinstance(score, int | float):
             for stem in ("", f"task.{record.get('task')}."):
-                of_sample = scores.setdefault((stem, length), {})
-                of_sample.setdefault(str(record.get("sample")), []).append(score)
+                groups.setdefault((stem, length), []).append(record)
     metrics = []
-    for (stem, length), of_sample in sorted(scores.items()):
-        mean = fmean(fmean(epochs) for epochs in of_sample.values())
-        if not stem:  # those of a task stand in the summary, with their intervals
-            metrics += _metric(f"length.{length}.score", mean)
-        metrics += _metric(f"{stem}score_by_length", mean, step=length)
+    for (stem, length), found in sorted(groups.items()):
+        scores, clusters = _sample_means(found)
+        metrics += _metric(f"{stem}score_by_length", fmean(scores), step=length)
+        if not stem:  # those of a task stand in the summary
+            usd = fmean(_spent(record, "usd") for record in found)
+            metrics += _metric("usd_by_length", usd, step=length)
+            metrics += _estimate(f"length.{length}.", scores, clusters)
     return metrics
+
+
+def _sample_means(records: Iterable[Mapping[str, object]]) -> tuple[list[float], list[str]]:
+    """Score and cluster of each sample."""
+    epochs: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        score = record["score"]
+        if isinstance(score, int | float):
+            key = (str(record.get("sample")), str(record.get("cluster")))
+            epochs.setdefault(key, []).append(score)
+    return [fmean(found) for found in epochs.values()], [cluster for _, cluster in epochs]
+
+
+def _estimate(stem: str, scores: Sequence[float], clusters: Sequence[str]) -> list[Metric]:
+    values = np.array(scores)
+    interval = mean_interval(values, clusters)
+    bounds = _bounds(stem, interval.low, interval.high) if interval else []
+    spread = _metric(f"{stem}score_se", clustered_stderr(values, clusters))
+    return [*_metric(f"{stem}score", fmean(scores)), *spread, *bounds]
+
+
+def _bounds(stem: str, low: object, high: object) -> list[Metric]:
+    # No score lies outside: an interval of few contexts would draw out the axis of every chart.
+    inside = [
+        min(max(float(bound), 0.0), 1.0) for bound in (low, high) if isinstance(bound, int | float)
+    ]
+    names = (f"{stem}score_lo", f"{stem}score_hi")
+    return [metric for pair in zip(names, inside, strict=False) for metric in _metric(*pair)]
+
+
+def run_datasets(suite: Mapping[str, object]) -> list[Dataset]:
+    """The suite and the datasets that it reads, with what finds each of them again."""
+    if not suite:
+        return []
+    about = {key: str(suite[key]) for key in ("name", "version", "seed") if key in suite}
+    found = {"": _dataset(str(suite.get("name")), str(suite.get("digest")), about)}
+    tasks = suite.get("tasks")
+    for task in map(_mapping, tasks if isinstance(tasks, list) else ()):
+        if isinstance(name := task.get("dataset"), str):
+            source = {"fetch": f"fleet-eval fetch {name}", "revision": str(task.get("revision"))}
+            found[name] = _dataset(name, str(task.get("data")), source)
+    return list(found.values())
+
+
+def _dataset(name: str, digest: str, source: Mapping[str, str]) -> Dataset:
+    return Dataset(name, digest[:MAX_DIGEST_CHARS], {"mlflow.source.name": "fleet-rlm", **source})
 
 
 def run_tags(run: str, params: Mapping[str, str]) -> dict[str, str]:
@@ -190,17 +274,26 @@ def records_table(records: Iterable[Mapping[str, object]]) -> dict[str, list[obj
 
 def _row(record: Mapping[str, object]) -> dict[str, object]:
     row: dict[str, object] = {}
-    roles = [_mapping(usage) for usage in _mapping(record.get("usage")).values()]
     for name, value in record.items():
         if isinstance(value, str | int | float) and name not in _NO_COLUMNS:
             row[name] = _cut(value, MAX_CELL_CHARS) if isinstance(value, str) else value
     for name in _USAGE:
-        row[name] = sum(value for role in roles if isinstance(value := role.get(name), int | float))
+        row[name] = _spent(record, name)
     error = _mapping(record.get("error"))
     if error:
         text = ": ".join(str(error[key]) for key in ("boundary", "type", "message") if key in error)
         row["error"] = _cut(text, MAX_CELL_CHARS)
     return row
+
+
+def _spent(record: Mapping[str, object], name: str) -> float:
+    """Over all roles."""
+    roles = map(_mapping, _mapping(record.get("usage")).values())
+    return sum(value for role in roles if isinstance(value := role.get(name), int | float))
+
+
+def _roles(header: Mapping[str, object]) -> list[str]:
+    return list(_mapping(_mapping(header.get("arm")).get("models")))
 
 
 def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.entities import Dataset as Input
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from fleet_rlm.errors import UsageError
-from fleet_rlm.tracking.content import MAX_PARAM_CHARS, Content, read_content
+from fleet_rlm.tracking.content import MAX_PARAM_CHARS, Content, Dataset, read_content
 
 LINK_FILE = "mlflow.json"
 """Kept in the run folder: which MLflow run mirrors it."""
@@ -20,6 +25,7 @@ LINK_FILE = "mlflow.json"
 RECORDS_TABLE = "records.json"
 
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # the limits of one request, refused above
+_TOKEN_TAG = "fleet.mirror"
 _TABLES_TAG = "mlflow.loggedArtifacts"  # what MLflow's table viewer looks for
 
 
@@ -53,37 +59,69 @@ def write_run(client: MlflowClient, experiment_id: str, run_dir: Path) -> Run:
     """Mirror a run folder and return its MLflow run.
 
     The MLflow run that mirrored the folder before is continued: metrics and files are written
-    again, and the records table is replaced, never appended to.
+    again, and the records table is replaced, never appended to. A mirror killed anywhere leaves no
+    second MLflow run behind.
 
     Raises:
         MlflowException: the store refused or does not answer.
-        UsageError: the run folder cannot be read.
+        UsageError: the run folder cannot be read or written.
     """
     content = read_content(run_dir)
-    run = _linked_run(client, run_dir, content.run)
-    if run is None:
-        run = client.create_run(
-            experiment_id, start_time=content.started_ms, run_name=content.run, tags=content.tags
-        )
-        _write_link(run_dir, run)
-    run_id = run.info.run_id
-    _log_values(client, run, content)
-    _log_table(client, run, content.table)
-    for name in ("run.json", "summary.json"):
-        if (run_dir / name).exists():
-            client.log_artifact(run_id, str(run_dir / name))
-    status = "FINISHED" if content.finished else "KILLED"
-    client.set_terminated(run_id, status, end_time=content.ended_ms)
+    with _only_mirror(run_dir):
+        run = _open_run(client, experiment_id, run_dir, content)
+        run_id = run.info.run_id
+        _log_values(client, run, content)
+        _log_table(client, run, content.table)
+        for name in ("run.json", "summary.json", "report.html"):
+            if (run_dir / name).exists():
+                client.log_artifact(run_id, str(run_dir / name))
+        status = "FINISHED" if content.finished else "KILLED"
+        client.set_terminated(run_id, status, end_time=content.ended_ms)
     return run
 
 
-def _linked_run(client: MlflowClient, run_dir: Path, name: str) -> Run | None:
-    """The MLflow run of an earlier mirror, unless the folder was copied or the store replaced."""
+@contextmanager
+def _only_mirror(run_dir: Path) -> Iterator[None]:
     try:
-        run_id = json.loads((run_dir / LINK_FILE).read_text("utf-8"))["run_id"]
-        run = client.get_run(run_id)
-    except FileNotFoundError:
+        folder = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"The run folder {run_dir} cannot be read: {error}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _open_run(client: MlflowClient, experiment_id: str, run_dir: Path, content: Content) -> Run:
+    """The MLflow run of the folder in this store, made if need be.
+
+    The folder's own token is on disk before the run is made, and a tag of the run: the run is found
+    again though a kill or an outage came before its id was noted, or another store between.
+    """
+    link = _read_link(run_dir)
+    token = str(link.get("token") or uuid.uuid4().hex)
+    tags = content.tags | {_TOKEN_TAG: token}
+    run = _run_of_link(client, link, content.run)
+    if run is None:
+        _write_link(run_dir, {"token": token})
+        run = _run_of_token(client, experiment_id, token, content.run) or client.create_run(
+            experiment_id, start_time=content.started_ms, run_name=content.run, tags=tags
+        )
+    _write_link(
+        run_dir,
+        {"token": token, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
+    )
+    content.tags[_TOKEN_TAG] = token
+    return run
+
+
+def _run_of_link(client: MlflowClient, link: Mapping[str, str], name: str) -> Run | None:
+    """The MLflow run of an earlier mirror, unless the folder was copied or the store replaced."""
+    if "run_id" not in link:
         return None
+    try:
+        run = client.get_run(link["run_id"])
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -92,11 +130,32 @@ def _linked_run(client: MlflowClient, run_dir: Path, name: str) -> Run | None:
     return run if mirrored else None
 
 
-def _write_link(run_dir: Path, run: Run) -> None:
-    link = {"schema": 1, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
+def _run_of_token(client: MlflowClient, experiment_id: str, token: str, name: str) -> Run | None:
+    found = client.search_runs(
+        [experiment_id], f"tags.`{_TOKEN_TAG}` = '{token}'", max_results=100
+    )  # a copied folder has the token, and another name
+    return next((run for run in found if run.data.tags.get("fleet.run") == name), None)
+
+
+def _read_link(run_dir: Path) -> dict[str, str]:
+    try:
+        link = json.loads((run_dir / LINK_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{run_dir / LINK_FILE} cannot be read: {error}.", fix=f"rm {run_dir / LINK_FILE}"
+        ) from error
+    return link if isinstance(link, dict) else {}
+
+
+def _write_link(run_dir: Path, link: Mapping[str, str]) -> None:
     fresh = run_dir / f"{LINK_FILE}.{os.getpid()}"
-    fresh.write_text(json.dumps(link) + "\n", "utf-8")
-    fresh.replace(run_dir / LINK_FILE)
+    try:
+        fresh.write_text(json.dumps({"schema": 2, **link}) + "\n", "utf-8")
+        fresh.replace(run_dir / LINK_FILE)
+    except OSError as error:
+        raise UsageError(f"{run_dir / LINK_FILE} cannot be written: {error}") from error
 
 
 def _log_values(client: MlflowClient, run: Run, content: Content) -> None:
@@ -117,6 +176,13 @@ def _log_values(client: MlflowClient, run: Run, content: Content) -> None:
         client.log_batch(run_id, params=params[part], tags=tags[part])
     for start in range(0, len(metrics), _METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+    client.log_inputs(run_id, [_input(dataset) for dataset in content.datasets])
+
+
+def _input(dataset: Dataset) -> DatasetInput:
+    source = CodeDatasetSource(dataset.source)
+    found = Input(dataset.name, dataset.digest, source._get_source_type(), source.to_json())
+    return DatasetInput(found, [InputTag("mlflow.data.context", "evaluation")])
 
 
 def _log_table(client: MlflowClient, run: Run, table: Mapping[str, list[object]]) -> None:
