@@ -19,12 +19,13 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval run quickstart --program direct     the baseline: everything in one prompt
   fleet-eval run needle --corpus 'books/*.txt'   the same on your own text
   fleet-eval run quickstart -m openai/gpt-5-mini a real model (export DSPY_LLM_API_KEY=...)
+  fleet-eval init questions.jsonl                a project around questions of your own
   fleet-eval resume runs/latest                  go on where it stopped
   fleet-eval compare runs/A runs/B               two runs, sample by sample
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: list, show, fetch, audit, estimate, run, resume, compare, gate, samples, trace, rescore,
-view, sync, conformance, calibrate. Details: fleet-eval COMMAND --help
+Commands: init, list, show, fetch, audit, estimate, run, resume, compare, gate, samples, trace,
+rescore, view, sync, conformance, calibrate. Details: fleet-eval COMMAND --help
 """
 
 
@@ -32,6 +33,25 @@ view, sync, conformance, calibrate. Details: fleet-eval COMMAND --help
 def home(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(HOME, nl=False)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Questions: JSONL, JSON, CSV or Parquet.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Of suite and recipe. [default: the file's]")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Column of the text to answer from.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column of the question.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Column of the gold answer.")] = None,
+) -> int:
+    """Make this folder a project around your questions: suite, dataset, recipe and CI gate."""
+    from fleet_rlm.cli.scaffold import init_project
+
+    columns = {"context": context, "question": question, "answer": answer}
+    return init_project(Path.cwd(), data, name=name, columns=columns)
 
 
 @app.command("list")

@@ -253,8 +253,8 @@ def interval(bounds: Sequence[float] | None) -> str:
 def short_length(tokens: int) -> str:
     """128000 -> "128k"."""
     if tokens >= 1_000_000:
-        return f"{tokens / 1_000_000:g}M"
-    return f"{tokens / 1000:g}k" if tokens >= 1000 else str(tokens)
+        return f"{tokens / 1_000_000:.3g}M"
+    return f"{tokens / 1000:.3g}k" if tokens >= 1000 else str(tokens)
 
 
 def print_estimate(console: Console, found: Mapping[str, Any], label: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fleet_rlm.errors import DataError, UsageError, boundary, nearest
 from fleet_rlm.suites.manifest import (
+    FORMATS,
     Filter,
     Manifest,
     Part,
@@ -67,6 +68,29 @@ def head_revision(manifest: Manifest, source: SourceTable) -> str:
     if not revision:
         raise UsageError(f"{manifest.path}: {source.hub} names no commit")
     return revision
+
+
+def local_columns(path: Path) -> list[str]:
+    """The columns of a JSONL, JSON, CSV or Parquet file.
+
+    Raises:
+        UsageError: its name tells no format, or it cannot be read as such.
+    """
+    import datasets
+
+    kind = FORMATS.get(path.suffix)
+    if kind is None:
+        raise UsageError(f"The name of {path} does not end in {', '.join(FORMATS)}.")
+    if kind == "csv":
+        return _header(str(path))
+    datasets.logging.set_verbosity_error()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        with boundary(DataError, f"reading {path}"):
+            found = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+            return list(found.column_names or next(iter(found), {}))
+    except DataError as error:
+        raise UsageError(error.message, fix="correct the file") from error
 
 
 def _open(

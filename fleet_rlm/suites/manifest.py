@@ -24,7 +24,7 @@ Filter = dict[str, Value | list[Value]]
 
 Format = Literal["parquet", "json", "csv"]
 _REVISION = re.compile(r"[0-9a-f]{40}")
-_FORMATS: dict[str, Format] = {
+FORMATS: dict[str, Format] = {
     ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv",
 }  # fmt: skip
 
@@ -176,7 +176,7 @@ def source_files(source: SourceTable, part: Part, manifest: Path) -> list[Path]:
 def source_format(source: SourceTable, manifest: Path) -> Format | None:
     """What the files are, as stated or by their names; None leaves it to `datasets`."""
     names = source.files or ([source.path] if source.path else [])
-    found = source.format or (_FORMATS.get(Path(names[0]).suffix) if names else None)
+    found = source.format or (FORMATS.get(Path(names[0]).suffix) if names else None)
     if names and found is None:
         raise UsageError(
             f"{manifest}: source.format: {names[0]!r} does not tell it",
@@ -339,7 +339,7 @@ def write_manifest(
     path = folder / f"{name}.toml"
     if path.exists():
         raise UsageError(f"{path} exists already", fix=f"edit it, or rm {path}")
-    is_hub = Path(source).suffix not in _FORMATS and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
+    is_hub = Path(source).suffix not in FORMATS and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     if is_hub:
         lines = [f"hub = {json.dumps(source)}"]
         lines += [f"revision = {json.dumps(revision)}"] if revision else []

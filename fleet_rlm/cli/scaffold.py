@@ -1,0 +1,190 @@
+"""`fleet-eval init`: a project around a file of questions, ready to score, compile and gate."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from fleet_rlm.errors import Exit, UsageError
+from fleet_rlm.suites.fetch import fetch
+from fleet_rlm.suites.hub import local_columns
+from fleet_rlm.suites.manifest import load_manifest, write_manifest
+from fleet_rlm.suites.shelf import Lock
+
+ROLES = {
+    "context": ("context", "document", "text", "passage", "article", "input"),
+    "question": ("question", "query", "prompt", "ask"),
+    "answer": ("answer", "answers", "gold", "target", "label", "output"),
+}
+"""Role -> names by which its column is found, first one wins."""
+
+FEWEST_CONTEXTS = 4
+"""A compilation needs two to learn from and two for its sealed test."""
+
+PROJECT = """\
+# Defaults of every command in this folder; a flag or the environment beats them.
+model = "sim" # a simulated model: replace it by provider/name, and export DSPY_LLM_API_KEY=...
+"""
+
+SUITE = """\
+# Score a program on it: fleet-eval run {name}
+[suite]
+name = "{name}"
+description = "{rows} questions of our own"
+
+[[tasks]]
+name = "all"
+dataset = "{name}"
+rule = "qa"
+"""
+
+RECIPE = """\
+# Compile the RLM on it: fleet-optimize run {name}
+name = "{name}"
+description = "worked examples for our own questions"
+optimizer = "bootstrap"
+program = "rlm"
+suite = "{name}"
+train = {train}
+test = {test}
+"""
+
+GATE = """\
+# Scores each pull request beside its base. The simulated model needs no key and shows that program
+# and suite still work; for a real one, set `model` in fleet.toml and DSPY_LLM_API_KEY as a secret.
+name: gate
+on: pull_request
+jobs:
+  gate:
+    runs-on: ubuntu-latest
+    env:
+      DSPY_LLM_API_KEY: ${{{{ secrets.DSPY_LLM_API_KEY }}}}
+    steps:
+      - uses: actions/checkout@v4
+        with: {{ path: mine }}
+      - uses: actions/checkout@v4
+        with: {{ path: base, ref: "${{{{ github.base_ref }}}}" }}
+      - uses: actions/setup-python@v5
+        with: {{ python-version: "3.12" }}
+      - run: pip install fleet-rlm
+      - run: fleet-eval run {name} --no-mlflow --out ../base-run
+        working-directory: base
+      - run: fleet-eval run {name} --no-mlflow --out ../mine-run
+        working-directory: mine
+      - run: fleet-eval gate mine-run --baseline base-run --max-drop 0.02 --only-proven
+"""
+
+IGNORED = """\
+runs/
+mlflow.db*
+mlartifacts/
+.env
+"""
+
+
+def init_project(
+    project: Path, data: Path, *, name: str | None, columns: dict[str, str | None]
+) -> int:
+    """Write a project around a file of questions; gives the exit code.
+
+    The data are read as a whole first, so that what is written can be run.
+
+    Args:
+        project: the folder to write into.
+        data: JSONL, JSON, CSV or Parquet; a row is a question with its context and gold answer.
+        name: of suite, dataset and recipe; of the file when absent.
+        columns: role -> column; roles without one are found by their usual names.
+
+    Raises:
+        UsageError: no such file, a role without a column, a row that cannot be read, or a file of
+            the project that is there already.
+    """
+    if not data.is_file():
+        raise UsageError(f"No file {str(data)!r}.", fix="fleet-eval init FILE")
+    name = _name(name or data.stem)
+    files = {
+        place: project / place
+        for place in (
+            f"evals/{name}.toml",
+            f"datasets/{name}.toml",
+            f"optimize/{name}.toml",
+            ".github/workflows/gate.yml",
+        )
+    }
+    for place, path in files.items():
+        if path.exists():
+            raise UsageError(f"{place} exists already.", fix="fleet-eval init FILE --name OTHER")
+    chosen = _choose(local_columns(data), columns, data)
+    manifest = write_manifest(
+        project / "datasets",
+        name,
+        source=os.path.relpath(data.resolve(), (project / "datasets").resolve()),
+        **chosen,
+    )
+    try:
+        lock = fetch(load_manifest(manifest, project)).lock
+    except BaseException:
+        manifest.unlink()
+        raise
+    texts = _texts(name, lock)
+    for place, text in texts.items():
+        path = project / place
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    _say_next(name, lock, [f"datasets/{name}.toml", f"datasets/{name}.lock", *texts])
+    return Exit.OK
+
+
+def _name(text: str) -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")
+    if not name:
+        raise UsageError(f"{text!r} makes no name.", fix="fleet-eval init FILE --name NAME")
+    return name
+
+
+def _choose(found: list[str], given: dict[str, str | None], data: Path) -> dict[str, str]:
+    """Role -> column."""
+    chosen = {}
+    for role, usual in ROLES.items():
+        column = given[role] or next((c for c in usual if c in found), None)
+        if column not in found:
+            what = f"no column {column!r}" if column else f"no column that looks like the {role}"
+            raise UsageError(
+                f"{data} has {what}; it has {', '.join(found)}.", fix=f"--{role} COLUMN"
+            )
+        chosen[role] = column
+    return chosen
+
+
+def _texts(name: str, lock: Lock) -> dict[str, str]:
+    """Place -> content of what is written beside the manifest."""
+    texts = {
+        "fleet.toml": PROJECT,
+        f"evals/{name}.toml": SUITE.format(name=name, rows=lock.rows),
+    }
+    if lock.contexts >= FEWEST_CONTEXTS:
+        train = lock.rows // 2
+        recipe = RECIPE.format(name=name, train=train, test=lock.rows - train)
+        texts[f"optimize/{name}.toml"] = recipe
+    texts[".github/workflows/gate.yml"] = GATE.format(name=name)
+    texts[".gitignore"] = IGNORED
+    return texts
+
+
+def _say_next(name: str, lock: Lock, written: list[str]) -> None:
+    print(f"{lock.rows:,} questions on {lock.contexts:,} contexts, {lock.tokens:,} tokens")
+    print("\n".join(f"  {place}" for place in written))
+    steps = [
+        (f"fleet-eval run {name} --limit 6", "score a program"),
+        (f"fleet-eval run {name} --limit 6 --program direct", "and a baseline"),
+        ("fleet-eval compare runs/A runs/B", "sample by sample"),
+    ]
+    if lock.contexts >= FEWEST_CONTEXTS:
+        steps.append((f"fleet-optimize run {name}", "compile it, with evidence"))
+    else:
+        print(f"no recipe: a compilation needs at least {FEWEST_CONTEXTS} contexts")
+    print("next")
+    for command, why in steps:
+        print(f"  {command:<{max(len(c) for c, _ in steps)}}   {why}")
