@@ -21,7 +21,7 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval run quickstart -m openai/gpt-5-mini a real model (export DSPY_LLM_API_KEY=...)
   fleet-eval init questions.jsonl                a project around questions of your own
   fleet-eval resume runs/latest                  go on where it stopped
-  fleet-eval compare runs/A runs/B               two runs, sample by sample
+  fleet-eval compare runs/A runs/B runs/C        runs on the same samples, paired
   fleet-eval view                                every run in the MLflow dashboard
 
 Commands: init, list, show, fetch, audit, estimate, run, resume, compare, gate, samples, trace,
@@ -243,16 +243,21 @@ def resume(
 @app.command()
 def compare(
     baseline: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    candidate: Annotated[Path, typer.Argument(help="Folder of another run on the same samples.")],
+    candidates: Annotated[
+        list[Path], typer.Argument(help="Folders of other runs on the same samples.")
+    ],
     allow_mixed: Annotated[
         bool, typer.Option(help="Compare a simulated with a live model all the same.")
     ] = False,
+    as_markdown: Annotated[bool, typer.Option("--md", help="Markdown tables on stdout.")] = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """Compare two runs sample by sample: difference, interval, p, wins and losses, cost."""
-    from fleet_rlm.cli.run import compare_command
+    """Compare runs with a baseline, sample by sample: difference, interval, p, cost, stops."""
+    from fleet_rlm.cli.compare import compare_command
 
-    return compare_command(baseline, candidate, allow_mixed=allow_mixed, as_json=as_json)
+    return compare_command(
+        baseline, candidates, allow_mixed=allow_mixed, as_json=as_json, as_markdown=as_markdown
+    )
 
 
 @app.command()

@@ -49,6 +49,8 @@ def gate_command(
             allow_mixed=allow_mixed,
         )
     how = "fails only what is proven worse" if only_proven else "passes only what is proven"
+    if found.degenerate:
+        how = "no proof: no context differed from another"
     if as_json:
         print(json.dumps(asdict(found) | {"only_proven": only_proven}))
     else:

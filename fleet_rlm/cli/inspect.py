@@ -24,7 +24,7 @@ from fleet_rlm.runner import estimate as estimates
 from fleet_rlm.runner.evaluate import Run, open_run
 from fleet_rlm.runner.record import Record, last_records
 from fleet_rlm.runner.rescore import rescore
-from fleet_rlm.runner.store import read_trajectory, repair_and_read
+from fleet_rlm.runner.store import read_records, read_trajectory
 from fleet_rlm.statistics.clustered import detectable_difference
 
 
@@ -160,7 +160,7 @@ def _max_calls(program: str, settings: Mapping[str, Any]) -> int | None:
 
 
 def _records(run: Run) -> list[Record]:
-    return list(last_records(repair_and_read(run.folder / "records.jsonl")).values())
+    return list(last_records(read_records(run.folder / "records.jsonl")).values())
 
 
 def _find(run: Run, sample: str, epoch: int) -> Record:

@@ -17,9 +17,8 @@ from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm.connect import ModelSpec, specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.project import find_content, project_dir
-from fleet_rlm.report.tables import make_console, print_result, print_run_comparison
+from fleet_rlm.report.tables import make_console, print_result
 from fleet_rlm.runner.arm import Arm, run_folder
-from fleet_rlm.runner.compare import compare
 from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
@@ -129,16 +128,6 @@ def open_suite(project: Path, name: str, corpus: str | None, overrides: Mapping[
     """
     suite = load_suite(find_content("evals", name, project).path).override(dict(overrides))
     return suite.with_corpus(read_corpus(corpus)) if corpus is not None else suite
-
-
-def compare_command(baseline: Path, candidate: Path, *, allow_mixed: bool, as_json: bool) -> int:
-    """Print what differs between two stored runs."""
-    found = compare(baseline, candidate, allow_mixed=allow_mixed)
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        print_run_comparison(make_console(sys.stdout), found.to_json(), found.label)
-    return Exit.OK
 
 
 def sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fleet_rlm.statistics.clustered import Interval
 from fleet_rlm.statistics.paired import Comparison
 from fleet_rlm.suites.conformance import Cell
 
@@ -176,7 +177,9 @@ def print_comparison(
             f"{summary['coverage']:.0%}",
         )
     console.print(table)
-    between = "no interval: one context" if test.ci is None else f"95% CI {signed(test.ci)}"
+    between = "no interval: one context"
+    if test.ci is not None:
+        between = f"95% CI {signed(test.ci)}" if not test.degenerate else "all contexts equal"
     console.print(
         f"change    {test.difference:+.3f} on {test.n} common samples in {test.clusters} contexts,"
         f" {between}, p = {test.p:.3g}"
@@ -189,55 +192,9 @@ def print_comparison(
     )
 
 
-def print_run_comparison(console: Console, found: Mapping[str, Any], label: str | None) -> None:
-    """Print two runs side by side, a row a task and one for all, then what each cost.
-
-    Args:
-        console: where to.
-        found: a comparison as `fleet-eval compare --json` prints it.
-        label: the sentence that must stand beside the numbers, if any.
-    """
-    if label:
-        console.print(f"[bold yellow]{label}[/]")
-    names = {side: found[side]["run"] for side in ("baseline", "candidate")}
-    for side, name in names.items():
-        console.print(f"{side:<10}{name}", markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task", no_wrap=True)
-    heads = ("n", "base", "cand", "difference", "95% CI", "p", "p Holm", "+/-/=", "detects")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in found["rows"]:
-        test = row["test"]
-        table.add_row(
-            row["name"],
-            str(test["n"]),
-            number(row["baseline"]),
-            number(row["candidate"]),
-            f"{test['difference']:+.3f}",
-            "-" if test["ci"] is None else signed(test["ci"]),
-            f"{test['p']:.3g}",
-            "" if row["p_holm"] is None else f"{row['p_holm']:.3g}",
-            f"{test['wins']}/{test['losses']}/{test['ties']}",
-            number(test["detectable"]),
-            style="bold" if row["name"] == "all" else None,
-        )
-    console.print(table)
-    for side in names:
-        usage, stops = found[side]["usage"], found[side]["stops"]
-        ended = " · ".join(f"{stop} {count}" for stop, count in stops.items())
-        console.print(
-            f"{side:<10}${usage['usd']:.4f} · {usage['calls']:,} calls ·"
-            f" {usage['input_tokens'] + usage['output_tokens']:,} tokens ·"
-            f" coverage {found[side]['coverage']:.0%} · {ended}",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
 def signed(bounds: Sequence[float]) -> str:
     """An interval of a difference, with signs."""
-    return f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+    return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}"
 
 
 def number(value: float | None) -> str:
@@ -246,8 +203,24 @@ def number(value: float | None) -> str:
 
 
 def interval(bounds: Sequence[float] | None) -> str:
-    """The part of a score's interval that a score can take, or a dash without an interval."""
-    return "-" if bounds is None else f"{max(0.0, bounds[0]):.2f}-{min(1.0, bounds[1]):.2f}"
+    """The part of a score's interval that a score can take, or a dash without an interval.
+
+    An interval without width says "all equal": contexts that do not differ show no uncertainty,
+    which is not the same as certainty.
+    """
+    if bounds is None:
+        return "-"
+    if not Interval(*bounds).has_width:
+        return "all equal"
+    return f"{max(0.0, bounds[0]):.3f}-{min(1.0, bounds[1]):.3f}"
+
+
+def count(value: float) -> str:
+    """12345 -> "12.3k"; a number below a thousand as it is."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.1f}{letter}"
+    return f"{value:.0f}"
 
 
 def short_length(tokens: int) -> str:

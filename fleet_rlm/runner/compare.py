@@ -1,99 +1,214 @@
-"""Two stored runs on the same samples: what changed, by task and in all, and what luck explains."""
+"""Stored runs on the same samples: what differs from the first, and what luck explains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.lm.simulated import LABEL
 from fleet_rlm.runner.evaluate import Run, open_run
-from fleet_rlm.runner.record import Record, last_records
-from fleet_rlm.runner.store import repair_and_read
-from fleet_rlm.runner.summary import sample_means
-from fleet_rlm.statistics.paired import Comparison, holm
-from fleet_rlm.statistics.paired import compare as compare_scores
+from fleet_rlm.runner.outcomes import METRICS, Cost, Metric, Numbers, Outcomes, codes, read_outcomes
+from fleet_rlm.statistics.paired import Comparison, compare_paired, holm
+
+ALL = "all"
+"""Name of the row of all tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One arm on the samples of a row."""
+
+    score: float
+    """Mean over the samples that both arms have scored."""
+
+    with_errors_as_zero: float
+    """Mean over the samples that both were asked, where an error counts as 0."""
+
+    cost: Cost
+    """Of the samples that both were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One task, or all of them."""
+    """One candidate against the baseline, on one task and length or on all of them."""
 
-    name: str
-    baseline: float
-    """Mean score on the common samples."""
+    arm: str
+    """Name of the candidate."""
 
-    candidate: float
+    task: str
+    """`ALL` for all of them."""
+
+    length: int | None
+    """Target length of the contexts in tokens; None for all of them."""
+
+    metric: Metric
+    baseline: Side
+    candidate: Side
     test: Comparison
-    p_holm: float | None = None
-    """p adjusted for the number of tasks (Holm); None for the row of all tasks."""
+    p_holm: float = 1.0
+    """p adjusted for all tests of its kind: over arms and metrics, and over tasks or lengths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunComparison:
-    """Candidate against baseline."""
+    """Candidates against a baseline."""
 
     baseline: Run
-    candidate: Run
-    rows: tuple[Row, ...]
-    """One per task, then "all"."""
+    candidates: tuple[Run, ...]
+    names: tuple[str, ...]
+    """Of the baseline and the candidates: program, and what tells them apart."""
 
-    label: str | None
+    rows: tuple[Row, ...]
+    arms: tuple[dict[str, Any], ...]
+    """Baseline and candidates: names, scores, coverage, spending, all of the run."""
+
+    notes: tuple[str, ...] = ()
+    """What else differs, in words, and makes a difference of scores hard to read."""
+
+    label: str | None = None
     """The sentence that must stand beside the numbers, if any."""
 
+    def row(
+        self, task: str = ALL, *, arm: int = 0, length: int | None = None, metric: Metric = "score"
+    ) -> Row:
+        """One row.
+
+        Args:
+            task: its name, or `ALL`.
+            arm: number of the candidate, from 0.
+            length: target length in tokens; None for all.
+            metric: which score.
+
+        Raises:
+            KeyError: there is none, because no sample of it is common.
+        """
+        wanted = (self.names[arm + 1], task, length, metric)
+        for row in self.rows:
+            if (row.arm, row.task, row.length, row.metric) == wanted:
+                return row
+        raise KeyError(wanted)
+
     def to_json(self) -> dict[str, Any]:
+        """What `fleet-eval compare --json` prints."""
         return {
-            "baseline": _cost(self.baseline),
-            "candidate": _cost(self.candidate),
+            "suite": self.baseline.lock["suite"]["name"],
+            "label": self.label,
+            "notes": list(self.notes),
+            "baseline": self.arms[0],
+            "candidates": list(self.arms[1:]),
             "rows": [asdict(row) for row in self.rows],
         }
 
 
 def compare(
-    baseline: Run | Path | str, candidate: Run | Path | str, *, allow_mixed: bool = False
+    baseline: Run | Path | str,
+    *candidates: Run | Path | str,
+    allow_mixed: bool = False,
+    names: Sequence[str] | None = None,
 ) -> RunComparison:
-    """Compare two runs sample by sample.
+    """Compare runs with a baseline, sample by sample.
 
     Args:
         baseline: a run or its folder.
-        candidate: another arm on the same suite.
-        allow_mixed: compare although one was answered by a simulated model and the other was not.
+        candidates: one or more other arms on the same suite.
+        allow_mixed: compare although one was answered by a simulated model and another was not.
+        names: of the baseline and the candidates; what tells them apart when absent.
 
     Raises:
-        UsageError: a folder is no run, the runs have other data or no sample in common, or their
-            models are of different kinds.
+        UsageError: a folder is no run, the runs have other data, other scorers or no sample in
+            common, or their models are of different kinds.
     """
-    base, cand = (run if isinstance(run, Run) else open_run(run) for run in (baseline, candidate))
-    _check(base, cand, allow_mixed=allow_mixed)
-    before, after = _records(base), _records(cand)
-    cluster_of = {record.sample: record.cluster for record in (*before, *after)}
-    tasks = sorted({r.task for r in before} & {r.task for r in after})
-    found = [
-        row
-        for task in tasks
-        if (row := _row(task, _of(before, task), _of(after, task), cluster_of))
-    ]
-    total = _row("all", before, after, cluster_of)
-    if total is None:
-        raise UsageError(f"{base.folder} and {cand.folder} have no scored sample in common.")
-    adjusted = holm([row.test.p for row in found])
-    rows = [replace(row, p_holm=p) for row, p in zip(found, adjusted, strict=True)]
+    if not candidates:
+        raise UsageError("A comparison takes a baseline and at least one candidate.")
+    base, *others = (
+        run if isinstance(run, Run) else open_run(run) for run in (baseline, *candidates)
+    )
+    for other in others:
+        _check(base, other, allow_mixed=allow_mixed)
+    runs = (base, *others)
+    shown = tuple(names or arm_names(runs))
+    before = read_outcomes(base.folder)
+    arms, rows = [_arm(base, before, shown[0])], []
+    for run, name in zip(others, shown[1:], strict=True):
+        after = read_outcomes(run.folder)
+        arms.append(_arm(run, after, name))
+        found = list(_Pair.of(name, before, after).rows())
+        if not found:
+            raise UsageError(f"{base.folder} and {run.folder} have no scored sample in common.")
+        rows += found
     return RunComparison(
-        baseline=base, candidate=cand, rows=(*rows, total), label=_label(base) or _label(cand)
+        baseline=base,
+        candidates=tuple(others),
+        names=shown,
+        rows=_adjusted(rows),
+        arms=tuple(arms),
+        notes=tuple(_notes(runs, shown)),
+        label=next((LABEL for run in runs if _kind(run) == "simulated"), None),
     )
 
 
+def arm_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its program, and whatever else tells it from the others."""
+    traits = [_traits(run) for run in runs]
+    names = []
+    for own in traits:
+        # A setting tells runs of one program apart; another program may not have it at all.
+        alike = [other for other in traits if other["program"] == own["program"]]
+        telling = [
+            name
+            for key, name in own.items()
+            if len({other.get(key) for other in (alike if "=" in name else traits)}) > 1
+        ]
+        names.append(" ".join(dict.fromkeys([own["program"], *telling])))
+    # What the prompts say has no short name of its own, nor has a repetition.
+    for apart in ([run.lock["arm"]["digest"][:6] for run in runs], [r.folder.name for r in runs]):
+        known = list(zip(names, apart, strict=True))
+        names = [
+            f"{name} @{more}" if len({m for n, m in known if n == name}) > 1 else name
+            for name, more in known
+        ]
+    return [name if names.index(name) == n else f"{name} #{n + 1}" for n, name in enumerate(names)]
+
+
+def _traits(run: Run) -> dict[str, str]:
+    arm = run.lock["arm"]
+    models = {role: arm["models"][role]["name"] for role in ("root", "sub")}
+    found = {"program": arm["program"], "root": models["root"]}
+    if models["sub"] != models["root"]:
+        found["sub"] = f"sub {models['sub']}"
+    settings = arm.get("settings") or {}
+    return found | {key: f"{key}={value}" for key, value in sorted(settings.items())}
+
+
+def _kind(run: Run) -> str:
+    return str(run.lock["arm"]["model_kind"])
+
+
+# ---- what may be compared ------------------------------------------------------------------------
+
+
 def _check(base: Run, cand: Run, *, allow_mixed: bool) -> None:
-    for key in ("name", "digest"):
-        was, other = base.lock["suite"][key], cand.lock["suite"][key]
-        if was != other:
-            raise UsageError(
-                f"The runs have different data: suite {key} {was!r} and {other!r}.",
-                fix="compare runs of one suite with the same --set and --corpus",
-            )
-    kinds = [run.lock["arm"]["model_kind"] for run in (base, cand)]
+    was, other = base.lock["suite"], cand.lock["suite"]
+    if (was["name"], was["digest"]) != (other["name"], other["digest"]):
+        raise UsageError(
+            f"{base.folder} and {cand.folder} have different data or scorers:"
+            f" {_what_differs(was, other)}",
+            fix="compare runs of one suite with the same --set and --corpus",
+        )
+    judges = [_judge(run) for run in (base, cand)]
+    if judges[0] != judges[1]:
+        raise UsageError(
+            f"{base.folder} and {cand.folder} have different scorers: judge {judges[0]} and"
+            f" {judges[1]}",
+            fix="fleet-eval run with one --judge",
+        )
+    kinds = [_kind(run) for run in (base, cand)]
     if kinds[0] != kinds[1] and not allow_mixed:
         raise UsageError(
             f"One run is {kinds[0]} and the other {kinds[1]}: their difference says nothing of"
@@ -102,37 +217,172 @@ def _check(base: Run, cand: Run, *, allow_mixed: bool) -> None:
         )
 
 
-def _records(run: Run) -> list[Record]:
-    return list(last_records(repair_and_read(run.folder / "records.jsonl")).values())
-
-
-def _of(records: list[Record], task: str) -> list[Record]:
-    return [record for record in records if record.task == task]
-
-
-def _row(
-    name: str,
-    before: list[Record],
-    after: list[Record],
-    cluster_of: Mapping[str, str],
-) -> Row | None:
-    first, second = sample_means(before), sample_means(after)
-    test = compare_scores(first, second, cluster_of)
-    if test is None:
-        return None
-    common = first.keys() & second.keys()
-    return Row(
-        name=name,
-        baseline=sum(first[sample] for sample in common) / len(common),
-        candidate=sum(second[sample] for sample in common) / len(common),
-        test=test,
+def _what_differs(was: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The parts of two suites that differ, named; at most three of them."""
+    first, second = _leaves(was), _leaves(other)
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    named = [key for key in keys if key != "suite digest"] or keys
+    shown = [f"{key} {_short(first.get(key))} and {_short(second.get(key))}" for key in named[:3]]
+    more = f", and {len(named) - 3} more" if len(named) > 3 else ""
+    return (
+        "; ".join(shown) + more + f" (suite digest {was['digest'][:12]} and {other['digest'][:12]})"
     )
 
 
-def _label(run: Run) -> str | None:
-    return LABEL if run.lock["arm"]["model_kind"] == "simulated" else None
+def _leaves(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> value of all that decides which samples there are and how they count."""
+    tasks = {task["name"]: task for task in suite["tasks"]}
+    found = {f"suite {key}": suite[key] for key in ("name", "version", "seed", "digest")}
+    found["digest of the text that is planted in"] = suite["source"]
+    for name, task in tasks.items():
+        found |= {f"task {name}: {_LEAVES.get(key, key)}": value for key, value in task.items()}
+    return found
 
 
-def _cost(run: Run) -> dict[str, Any]:
-    kept = ("run", "program", "model", "score", "ci", "coverage", "usage", "wall_s", "stops")
-    return {key: run.summary[key] for key in kept}
+_LEAVES = {"data": "digest of the data", "manifest": "digest of the manifest", "rule": "scorer"}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) > 40 and value.isalnum():
+        return value[:12]
+    return "absent" if value is None else str(value)[:60]
+
+
+def _judge(run: Run) -> str | None:
+    judge = run.lock["arm"]["models"].get("judge")
+    return None if judge is None else str(judge["name"])
+
+
+def _notes(runs: Sequence[Run], names: Sequence[str]) -> Iterator[str]:
+    """What differs beside the program, and would be read as its doing."""
+    for what, of in _ASIDE.items():
+        if len({of(run) for run in runs}) > 1:
+            shown = ", ".join(f"{of(r)} ({name})" for r, name in zip(runs, names, strict=True))
+            yield f"Not only the program differs: {what} {shown}."
+
+
+_ASIDE: dict[str, Callable[[Run], str]] = {
+    "models": lambda run: " and ".join(
+        dict.fromkeys(run.lock["arm"]["models"][role]["name"] for role in ("root", "sub"))
+    ),
+    "limits": lambda run: (
+        ", ".join(f"{name} {value:g}" for name, value in run.lock["arm"]["limits"].items() if value)
+        or "none"
+    ),
+    "epochs": lambda run: str(run.lock["epochs"]),
+    "fleet-rlm": lambda run: str(run.lock["lock"]["versions"].get("fleet-rlm", "unknown")),
+}
+
+
+# ---- the rows ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two arms on the samples that both were asked, in one order."""
+
+    name: str
+    before: Outcomes
+    after: Outcomes
+    at_before: Numbers
+    at_after: Numbers
+    """Positions of those samples in each arm."""
+
+    tasks: NDArray[np.object_]
+    lengths: Numbers
+    clusters: Numbers
+    scores: dict[Metric, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, before: Outcomes, after: Outcomes) -> _Pair:
+        place = {sample: n for n, sample in enumerate(after.samples)}
+        both = [(n, place[s]) for n, s in enumerate(before.samples) if s in place]
+        # In the order of ids, whatever order the samples ended in: drawn signs fall alike.
+        both.sort(key=lambda pair: before.samples[pair[0]])
+        first, second = np.array(both, dtype=np.int64).reshape(-1, 2).T
+        return cls(
+            name,
+            before,
+            after,
+            first,
+            second,
+            np.array(before.tasks, dtype=object)[first],
+            np.array(before.lengths, dtype=np.int64)[first],
+            codes([before.clusters[n] for n in first]),
+            {m: (before.scores[m][first], after.scores[m][second]) for m in METRICS},
+        )
+
+    def rows(self) -> Iterator[Row]:
+        """A task's row, then those of its lengths; the rows of all tasks last, the total at the
+        very end. Official and robust scores follow where they are not the score itself."""
+        tasks = sorted(set(self.tasks.tolist()))
+        for task in [*tasks, ALL] if len(tasks) > 1 else tasks:
+            inside = np.ones(len(self.tasks), bool) if task == ALL else self.tasks == task
+            lengths = np.unique(self.lengths[inside]).tolist()
+            for length in lengths if len(lengths) > 1 else ():
+                yield from self._row(task, length, "score", inside & (self.lengths == length))
+            for metric in METRICS:
+                if metric == "score" or self._differs(metric, inside):
+                    yield from self._row(task, None, metric, inside)
+        if len(tasks) == 1:
+            yield from self._row(ALL, None, "score", np.ones(len(self.tasks), bool))
+
+    def _differs(self, metric: Metric, inside: NDArray[np.bool_]) -> bool:
+        pairs = zip(self.scores[metric], self.scores["score"], strict=True)
+        return any(
+            not np.array_equal(other[inside], score[inside], equal_nan=True)
+            for other, score in pairs
+        )
+
+    def _row(
+        self, task: str, length: int | None, metric: Metric, inside: NDArray[np.bool_]
+    ) -> Iterator[Row]:
+        first, second = self.scores[metric]
+        differences = second - first
+        paired = inside & ~np.isnan(differences)
+        if not paired.any():
+            return
+        yield Row(
+            arm=self.name,
+            task=task,
+            length=length,
+            metric=metric,
+            baseline=_side(self.before, self.at_before[inside], first[paired]),
+            candidate=_side(self.after, self.at_after[inside], second[paired]),
+            test=compare_paired(differences[paired], self.clusters[paired]),
+        )
+
+
+def _side(outcomes: Outcomes, asked: Numbers, scores: NDArray[np.float64]) -> Side:
+    wanted = np.zeros(len(outcomes.samples), bool)
+    wanted[asked] = True
+    return Side(
+        score=float(scores.mean()),
+        with_errors_as_zero=float(outcomes.with_zeros[asked].mean()),
+        cost=outcomes.cost(wanted),
+    )
+
+
+def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Holm within each kind of row: all tasks, one task, one length."""
+    kinds = [(row.task == ALL, row.length is None) for row in rows]
+    found = list(rows)
+    for kind in set(kinds):
+        places = [n for n, own in enumerate(kinds) if own == kind]
+        for n, p in zip(places, holm([rows[n].test.p for n in places]), strict=True):
+            found[n] = replace(rows[n], p_holm=p)
+    return tuple(found)
+
+
+def _arm(run: Run, outcomes: Outcomes, name: str) -> dict[str, Any]:
+    kept = ("run", "program", "model", "settings", "samples", "errors", "coverage", "score", "ci")
+    after = ("usage", "wall_s", "stops")
+    every = np.ones(len(outcomes.samples), bool)
+    zeros = outcomes.with_zeros
+    return {
+        "name": name,
+        **{key: run.summary[key] for key in kept},
+        "with_errors_as_zero": float(zeros.mean()) if len(zeros) else None,
+        "cost": asdict(outcomes.cost(every)),
+        **{key: run.summary[key] for key in after},
+    }

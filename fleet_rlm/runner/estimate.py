@@ -15,7 +15,7 @@ from fleet_rlm.ledger import Usage
 from fleet_rlm.lm.prices import Price
 from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.record import Record, last_records
-from fleet_rlm.runner.store import repair_and_read
+from fleet_rlm.runner.store import read_records
 
 DRAWS = 2_000
 """Runs drawn from the earlier samples for the range."""
@@ -91,7 +91,7 @@ def find_history(runs_dir: Path, program: str) -> tuple[list[Record], list[str]]
         try:
             if open_run(folder).lock["arm"]["program"] != program:
                 continue
-            found = last_records(repair_and_read(folder / "records.jsonl")).values()
+            found = last_records(read_records(folder / "records.jsonl")).values()
         except UsageError:
             continue  # a folder that cannot be read says nothing
         scored = [record for record in found if record.status != "error" and record.usage]

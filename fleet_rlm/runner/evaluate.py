@@ -26,8 +26,8 @@ from fleet_rlm.runner.run import Effort, Plan, run_arm
 from fleet_rlm.runner.store import (
     read_abandoned,
     read_columns,
+    read_records,
     read_trajectory,
-    repair_and_read,
 )
 from fleet_rlm.runner.summary import summarize
 from fleet_rlm.sandbox import levels
@@ -62,7 +62,7 @@ class Run:
         Raises:
             UsageError: no such sample, or it has no trajectory.
         """
-        records = last_records(repair_and_read(self.folder / "records.jsonl"))
+        records = last_records(read_records(self.folder / "records.jsonl"))
         record = records.get(Key(sample, epoch))
         if record is None:
             raise UsageError(f"{self.folder} has no record of sample {sample!r}, epoch {epoch}.")
@@ -185,7 +185,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _summary_of(folder: Path, lock: dict[str, Any]) -> dict[str, Any]:
-    records = repair_and_read(folder / "records.jsonl")
+    records = read_records(folder / "records.jsonl")
     return summarize(lock, records, planned_keys(lock, records), 0.0, read_abandoned(folder))
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from fleet_rlm.errors import UsageError
 from fleet_rlm.runner.compare import compare
 from fleet_rlm.runner.evaluate import Run, open_run
-from fleet_rlm.statistics.clustered import Interval
+from fleet_rlm.statistics.clustered import Interval, unseen_share
 
 Verdict = Literal["passed", "failed", "indecisive"]
 
@@ -31,6 +31,9 @@ class Gate:
 
     ci: tuple[float, float] | None
     """Its 95 % interval by context; None with fewer than two contexts."""
+
+    degenerate: bool
+    """All contexts are equal: the interval has no width, which is no certainty."""
 
     n: int
     """Samples that the value is of."""
@@ -82,16 +85,18 @@ def gate_score(
     summary = opened.summary
     score = summary["score"]
     ci = None if summary["ci"] is None else Interval(*summary["ci"])
+    clusters = sum(task["clusters"] for task in summary["tasks"].values())
     enough = summary["coverage"] >= min_coverage and score is not None
     verdict = judge(score, ci, minimum, only_proven=only_proven) if enough else "indecisive"
     return Gate(
         verdict=verdict,
-        reason=f"score {_estimate(score, ci)} on {summary['scored']} samples, to reach"
+        reason=f"score {_estimate(score, ci, clusters)} on {summary['scored']} samples, to reach"
         f" {minimum:g}{_caveat([opened], min_coverage, ci)}",
         rule="at least",
         bound=minimum,
         value=score,
         ci=ci,
+        degenerate=_is_degenerate(ci),
         n=summary["scored"],
         coverage=summary["coverage"],
     )
@@ -122,9 +127,10 @@ def gate_drop(
     if not 0 <= max_drop <= 1:
         raise UsageError(f"--max-drop must be between 0 and 1, got {max_drop}.")
     found = compare(baseline, run, allow_mixed=allow_mixed)
-    row = found.rows[-1]
+    row = found.row()
     test = row.test
-    both = [found.baseline, found.candidate]
+    both = [found.baseline, *found.candidates]
+    shown = _estimate(test.difference, test.ci, test.clusters, signs=True)
     coverage = min(each.summary["coverage"] for each in both)
     enough = coverage >= min_coverage
     verdict = (
@@ -134,25 +140,40 @@ def gate_drop(
     )
     return Gate(
         verdict=verdict,
-        reason=f"{row.candidate:.3f} against {row.baseline:.3f} of the baseline, difference"
-        f" {_estimate(test.difference, test.ci, signs=True)}, p = {test.p:.3g}, on"
-        f" {test.n} common samples in {test.clusters} contexts, to stay above"
-        f" {-max_drop:+g}{_caveat(both, min_coverage, test.ci)}",
+        reason=f"{row.candidate.score:.3f} against {row.baseline.score:.3f} of the baseline,"
+        f" difference {shown}, p = {test.p:.3g}, on {test.n} common samples in"
+        f" {test.clusters} contexts, to stay above {0 - max_drop:+g}"
+        f"{_caveat(both, min_coverage, test.ci)}",
         rule="not worse",
         bound=-max_drop,
         value=test.difference,
         ci=test.ci,
+        degenerate=test.degenerate,
         n=test.n,
         p=test.p,
         coverage=coverage,
     )
 
 
-def _estimate(value: float | None, ci: Interval | None, *, signs: bool = False) -> str:
+def _is_degenerate(ci: Interval | None) -> bool:
+    return ci is not None and not ci.has_width
+
+
+def _estimate(
+    value: float | None, ci: Interval | None, clusters: int, *, signs: bool = False
+) -> str:
     if value is None:
         return "unknown"
     shown = "+.3f" if signs else ".3f"
-    between = f"95% CI {ci.low:{shown}} to {ci.high:{shown}}" if ci else "no interval"
+    if ci is None:
+        between = "no interval"
+    elif ci.has_width:
+        between = f"95% CI {ci.low:{shown}} to {ci.high:{shown}}"
+    else:
+        between = (
+            f"the same in all {clusters} contexts, so the interval has no width; up to"
+            f" {unseen_share(clusters):.0%} of such contexts may still differ"
+        )
     return f"{value:{shown}} ({between})"
 
 

@@ -215,22 +215,28 @@ def read_trajectory(folder: Path, record: Record) -> dict[str, Any]:
 
 
 def repair_and_read(path: Path) -> list[Record]:
-    """Read every record, cutting off a last line that a kill left torn.
+    """Read every record, cutting off a last line that a kill left torn; for the writer alone.
+
+    Raises:
+        UsageError: as `read_records`.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+            os.fsync(file.fileno())
+    return read_records(path)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read every whole record; the file stays as it is, also while a run writes it.
 
     Raises:
         UsageError: a line in the middle cannot be read; it is named by its number.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-            os.fsync(file.fileno())
     records = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(_whole_lines(path), 1):
         try:
             records.append(Record.from_json(orjson.loads(line)))
         except (ValueError, TypeError) as error:
@@ -239,6 +245,14 @@ def repair_and_read(path: Path) -> list[Record]:
                 fix=f"move {path.parent} away and run again",
             ) from None
     return records
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return data[: data.rfind(b"\n") + 1].splitlines()
 
 
 def read_columns(path: Path) -> dict[str, list[Any]]:
@@ -251,11 +265,7 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         UsageError: a line cannot be read; it is named by its number.
     """
     last: dict[tuple[str, int], tuple[Any, ...]] = {}
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+    for number, line in enumerate(_whole_lines(path), 1):
         try:
             found = orjson.loads(line)
             row = found if found.pop("schema", 1) == RECORD_SCHEMA else migrate(found)

@@ -14,14 +14,29 @@ DISCORDANT_SHARE = 0.2
 """Share of samples on which two arms are assumed to differ before a pair has been run."""
 
 
+MANY = 200
+"""Degrees of freedom from which a t quantile is expanded instead of searched."""
+
+NO_WIDTH = 1e-12
+"""Standard errors below this are rounding of equal numbers."""
+
+Clusters = Sequence[str] | NDArray[np.int64]
+"""Id of the context of each sample; numbers are sorted faster than names."""
+
+
 class Interval(NamedTuple):
     """A confidence interval in score units, not clipped to [0, 1]."""
 
     low: float
     high: float
 
+    @property
+    def has_width(self) -> bool:
+        """Whether it tells of uncertainty at all: where all contexts are equal it cannot."""
+        return self.high - self.low > NO_WIDTH
 
-def clustered_stderr(scores: NDArray[np.float64], clusters: Sequence[str]) -> float | None:
+
+def clustered_stderr(scores: NDArray[np.float64], clusters: Clusters) -> float | None:
     """Standard error of the mean when samples share a context.
 
     Args:
@@ -42,7 +57,7 @@ def clustered_stderr(scores: NDArray[np.float64], clusters: Sequence[str]) -> fl
 
 
 def mean_interval(
-    scores: NDArray[np.float64], clusters: Sequence[str], confidence: float = 0.95
+    scores: NDArray[np.float64], clusters: Clusters, confidence: float = 0.95
 ) -> Interval | None:
     """Student-t interval of the mean with as many degrees of freedom as contexts less one.
 
@@ -57,9 +72,18 @@ def mean_interval(
     stderr = clustered_stderr(scores, clusters)
     if stderr is None:
         return None
-    half = t_quantile((1 + confidence) / 2, len(set(clusters)) - 1) * stderr
+    half = t_quantile((1 + confidence) / 2, len(np.unique(clusters)) - 1) * stderr
     mean = float(scores.mean())
     return Interval(mean - half, mean + half)
+
+
+def unseen_share(clusters: int, confidence: float = 0.95) -> float:
+    """Share of contexts that may behave otherwise although none of `clusters` did.
+
+    The exact upper bound after no event in so many independent trials (Clopper and Pearson 1934;
+    about 3 / clusters): what an interval without width leaves unsaid.
+    """
+    return float(1 - (1 - confidence) ** (1 / clusters))
 
 
 def detectable_difference(n: int, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
@@ -86,8 +110,18 @@ def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t distribution, for p in (0.5, 1) and df >= 1.
 
     Bisection on the closed-form distribution function of integer degrees of freedom (Abramowitz and
-    Stegun 26.7.3 and 26.7.4), which needs no library beyond this one.
+    Stegun 26.7.3 and 26.7.4), which needs no library beyond this one; above `MANY` degrees their
+    expansion around the normal quantile (26.7.5), there exact to nine digits.
     """
+    if df > MANY:
+        z = NormalDist().inv_cdf(p)
+        terms = (
+            z,
+            (z**3 + z) / 4,
+            (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+            (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        )
+        return math.fsum(term / float(df) ** power for power, term in enumerate(terms))
     low, high = 0.0, 1.0
     while _t_cdf(high, df) < p:
         high *= 2

@@ -10,7 +10,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_rlm.statistics.clustered import Interval, clustered_stderr, mean_interval
+from fleet_rlm.statistics.clustered import (
+    NO_WIDTH,
+    Clusters,
+    Interval,
+    clustered_stderr,
+    mean_interval,
+)
 
 EXACT_CLUSTERS = 14
 """Up to 2**14 sign patterns are enumerated; beyond that they are drawn."""
@@ -34,6 +40,9 @@ class Comparison:
 
     stderr: float | None
     ci: Interval | None
+    degenerate: bool
+    """All contexts show the same difference: the interval has no width and shows no certainty."""
+
     p: float
     """Two-sided, by sign flips of cluster sums; 1.0 when nothing differs."""
 
@@ -41,7 +50,8 @@ class Comparison:
     losses: int
     ties: int
     detectable: float | None
-    """Difference that this many samples detect with 80 % power at alpha 0.05."""
+    """Difference that this many samples detect with 80 % power at alpha 0.05; None without an
+    interval of some width."""
 
     @property
     def has_too_few_contexts(self) -> bool:
@@ -72,24 +82,37 @@ def compare(
         return None
     differences = np.array([candidate[sample] - baseline[sample] for sample in common])
     clusters = [cluster_of[sample] for sample in common]
+    return compare_paired(differences, clusters, seed=seed)
+
+
+def compare_paired(
+    differences: NDArray[np.float64], clusters: Clusters, *, seed: int = 0
+) -> Comparison:
+    """Compare two arms by the differences of their common samples.
+
+    Args:
+        differences: shape (n,), n > 0: candidate minus baseline of each sample.
+        clusters: length n, the context of each sample.
+        seed: of the sign patterns, where they are drawn.
+    """
     stderr = clustered_stderr(differences, clusters)
+    degenerate = stderr is not None and stderr < NO_WIDTH
     return Comparison(
-        n=len(common),
-        clusters=len(set(clusters)),
+        n=len(differences),
+        clusters=len(np.unique(clusters)),
         difference=float(differences.mean()),
         stderr=stderr,
         ci=mean_interval(differences, clusters),
+        degenerate=degenerate,
         p=sign_flip_p(differences, clusters, seed=seed),
         wins=int((differences > 0).sum()),
         losses=int((differences < 0).sum()),
         ties=int((differences == 0).sum()),
-        detectable=minimum_detectable(stderr),
+        detectable=None if degenerate else minimum_detectable(stderr),
     )
 
 
-def sign_flip_p(
-    differences: NDArray[np.float64], clusters: Sequence[str], *, seed: int = 0
-) -> float:
+def sign_flip_p(differences: NDArray[np.float64], clusters: Clusters, *, seed: int = 0) -> float:
     """Share of sign patterns of the cluster sums whose total is at least as far from zero.
 
     One test for binary, fractional and clustered scores. Clusters whose sum is zero drop out. Exact
@@ -105,25 +128,34 @@ def sign_flip_p(
     sums = sums[np.abs(sums) > 1e-12]
     if len(sums) == 0:
         return 1.0
-    bound = abs(sums.sum()) - 1e-12
+    # Totals are summed in another order than the one observed: rounding must not break a tie.
+    bound = abs(sums.sum()) - 1e-12 * max(1.0, np.abs(sums).sum())
     if len(sums) <= EXACT_CLUSTERS:
         patterns = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
         totals = np.abs((2 * patterns - 1) @ sums)
         return float((totals >= bound).mean())
-    return _drawn_p(sums, bound, np.random.default_rng(seed))
+    hits = int((np.abs(_drawn_totals(sums, np.random.default_rng(seed))) >= bound).sum())
+    return (hits + 1) / (DRAWS + 1)
 
 
-def _drawn_p(sums: NDArray[np.float64], bound: float, rng: np.random.Generator) -> float:
+def _drawn_totals(sums: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Shape (DRAWS,): the total of all cluster sums under as many patterns of random signs."""
+    sizes, counts = np.unique(np.round(np.abs(sums), 12), return_counts=True)
+    totals = np.zeros(DRAWS)
+    # Sums of one size differ in nothing but sign, so the number of plus signs is all that counts:
+    # a hundred thousand clusters of right and wrong answers take a few binomial draws.
+    common = counts >= 8
+    for size, count in zip(sizes[common], counts[common], strict=True):
+        totals += size * (2.0 * rng.binomial(count, 0.5, DRAWS) - count)
+    rare = np.repeat(sizes[~common], counts[~common])
     # Eight clusters share one random byte and a table of their 256 signed totals: an eighth of the
     # random bits and additions of sign by sign, and never more than a column of draws in memory.
-    padded = np.zeros((-(-len(sums) // 8), 8))
-    padded.flat[: len(sums)] = sums
+    padded = np.zeros((-(-len(rare) // 8), 8))
+    padded.flat[: len(rare)] = rare
     signs = 2.0 * ((np.arange(256)[:, None] >> np.arange(8)) & 1) - 1
-    totals = np.zeros(DRAWS)
     for eight in padded:
         totals += (signs @ eight)[rng.integers(0, 256, DRAWS, dtype=np.uint8)]
-    hits = int((np.abs(totals) >= bound).sum())
-    return (hits + 1) / (DRAWS + 1)
+    return totals
 
 
 def minimum_detectable(

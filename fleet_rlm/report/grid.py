@@ -1,0 +1,34 @@
+"""A table of text that never cuts a figure: aligned for a terminal, or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Heads, rows of as many cells, and which columns are words: they are aligned to the left."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Collection[str] = ()
+
+    def to_text(self) -> str:
+        """Columns two spaces apart, as wide as they need to be."""
+        lines = [self.heads, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
+        shown = [
+            "  ".join(
+                cell.ljust(width) if head in self.words else cell.rjust(width)
+                for head, cell, width in zip(self.heads, line, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
+
+    def to_markdown(self) -> str:
+        """A pipe table."""
+        rules = ["---" if head in self.words else "---:" for head in self.heads]
+        lines = [self.heads, rules, *([cell.replace("|", "\\|") for cell in r] for r in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
