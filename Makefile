@@ -43,8 +43,8 @@ bench-sandbox bench-runner bench-suites bench-scoring: $(STAMP)
 docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-wheel: $(STAMP) ## build the wheel into dist/
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+wheel: $(STAMP) ## build wheel and source archive into dist/
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 lock: $(BIN)/python ## bring requirements.lock in step with pyproject.toml; LOCK_FLAGS=--upgrade
 	@$(uv_present)
