@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -126,9 +126,18 @@ class Pipes:
             assert self.conn.feed(), "the driver ended"
             self.frames += self.conn.frames()
 
-    def cell(self, sid: int, number: int, code: str, tools: tuple[str, ...] = ()) -> None:
-        request = {"id": number, "code": code, "inputs": [], "bind": [], "tools": list(tools)}
-        self.send(sid, driver.EXEC, {**request, "fields": None, "live": False})
+    def cell(
+        self,
+        sid: int,
+        number: int,
+        code: str,
+        *,
+        tools: tuple[str, ...] = (),
+        inputs: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        request = {"id": number, "code": code, "inputs": inputs, "tools": tools}
+        bind = [spec["name"] for spec in inputs]
+        self.send(sid, driver.EXEC, {**request, "bind": bind, "fields": None, "live": False})
 
     def close(self) -> int:
         assert self.process.stdin
@@ -186,6 +195,53 @@ def test_interrupt_and_loss_over_pipes(pipes: Pipes) -> None:
     assert pipes.expect(driver.DIED, 1)["why"] == "closed"
     pipes.send(1, driver.CALM, {"tag": 7})  # too late, but nobody waits in vain
     assert pipes.expect(driver.REPLY, 1)["tag"] == 7
+
+
+def test_a_nursery_that_does_not_listen_holds_up_nobody() -> None:
+    """It may be waiting for the supervisor at the same moment."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    nursery = driver.Nursery(ours)
+    read, write = os.pipe()
+    took = [nursery.ask({"sid": n, "text": "x" * 200}, [os.dup(write)]) for n in range(1000)]
+    os.close(write)
+    assert took[0]
+    assert not took[-1]
+    assert nursery.hear() is None
+    for n in range(1000):
+        data, fds, _, _ = socket.recv_fds(theirs, 1 << 16, 9)
+        assert json.loads(data)["sid"] == n
+        os.close(*fds)
+        nursery.flush()
+    assert os.read(read, 1) == b""  # no descriptor is left open
+    theirs.close()
+    with pytest.raises(EOFError):
+        nursery.hear()
+    assert nursery.ask({"bury": 1})  # the end of the other side is noticed when it is heard
+    nursery.close()
+    os.close(read)
+
+
+def test_shared_inputs_over_pipes(pipes: Pipes, tmp_path: Path) -> None:
+    blob = tmp_path / "root" / "blob"
+    blob.write_text("ein böser Traum")
+    large = {"kind": "utf-8", "blob": str(blob), "size": blob.stat().st_size}
+    pipes.send(7, driver.SHARE, [large, {**large, "kind": "bytes"}])
+    pipes.send(8, driver.SHARE, [{**large, "blob": "none"}])
+    limits = json.loads(Limits().to_json())
+    for sid, share in ((1, 7), (2, 8), (3, 9)):
+        pipes.send(sid, driver.OPEN, {**limits, "share": share})
+    assert "error" not in pipes.expect(driver.READY, 1)
+    blob.unlink()  # it was read when it came
+    given = [{"name": name, "kind": "shared", "index": i} for i, name in enumerate("ab")]
+    pipes.cell(1, 11, "[a, b.decode()]", inputs=given)
+    assert pipes.expect(driver.RESULT, 1)["value"] == ["ein böser Traum"] * 2
+    assert "FileNotFoundError" in pipes.expect(driver.READY, 2)["error"]
+    assert pipes.expect(driver.DIED, 3)["why"] == "holder"
+    pipes.send(7, driver.UNSHARE)
+    pipes.cell(1, 12, "a", inputs=given)  # those that are in it stay
+    assert pipes.expect(driver.RESULT, 1)["value"] == "ein böser Traum"
+    pipes.send(1, driver.CLOSE)
+    assert pipes.expect(driver.DIED, 1)["why"] == "closed"
 
 
 @pytest.mark.parametrize("module", [driver, confine])

@@ -1,7 +1,7 @@
 """What runs inside every box: the supervisor and, forked from a zygote, one worker per session.
 
-    host ─── supervisor ─── zygote
-      ╰──────── worker 1 .. n ─╯ (guest code)
+    host ─── supervisor ─── zygote ─── holder (a zygote of its own)
+      ╰──────── worker 1 .. n ─╯           ╰─ worker n+1 .. (guest code)
 
 One file next to `confine.py`, standard library only (Python 3.10 to 3.14), so that one upload puts
 it into any box.
@@ -12,6 +12,8 @@ it into any box.
   the session id on every frame and drops what a worker has no business to send.
 * The zygote holds imports only. What sessions send and receive never passes through the process
   that workers are forked from, so no worker finds another session's text in its own memory.
+* A holder is a zygote with inputs: it is forked from the first one, reads them once and shares
+  them, copy on write, with the workers that it forks: sessions with these very inputs, no other.
 * A worker locks itself in before its first guest byte, then serves cells until its channel closes.
 
 A frame is a header (payload length, session id, kind, number of descriptors) and a payload: JSON,
@@ -61,9 +63,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 T = TypeVar("T")
 
 HEADER = struct.Struct("!IIBB")
-OPEN, CLOSE, INTERRUPT, CALM, ROOM, CPU = range(1, 7)
+OPEN, CLOSE, INTERRUPT, CALM, ROOM, CPU, SHARE, UNSHARE = range(1, 9)
 """From the host to the supervisor: open a session, end it, interrupt its cell, the cell has ended
-after all, make room for inputs, tell the processor time. The last three are answered."""
+after all, make room for inputs, tell the processor time; these three are answered. With the number
+of a share for a session id: hold inputs for sessions to come, let go of them."""
 EXEC, TOOL_RESULT = range(11, 13)
 """From the host to a worker."""
 READY, STDOUT, TOOL_CALL, RESULT = range(21, 25)
@@ -311,15 +314,76 @@ def erase(top: str) -> None:
     os.rmdir(top)
 
 
+def room_for(held: int) -> int:
+    """Address space that inputs of `held` bytes take: pages, decoded value, one working copy."""
+    return 3 * held
+
+
+class Nursery:
+    """A zygote or a holder as the supervisor sees it: where workers come from."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+        self.members: set[int] = set()
+        """Ids of the sessions whose workers are its children."""
+        self.needed = True
+        """Sessions may still be opened in it."""
+        self._out: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+        """Send a request, or queue it; its `fds` are closed when they are sent."""
+        self._out.append((to_json(request), fds))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what it takes without waiting, for it may itself wait for us; True when all went."""
+        while self._out:
+            data, fds = self._out[0]
+            try:
+                socket.send_fds(self.sock, [data], fds)
+            except BlockingIOError:
+                return False
+            except OSError:  # it ended, as the next look at its socket shows
+                pass
+            self._out.popleft()
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def hear(self) -> dict[str, Any] | None:
+        """Its next message, None when there is none.
+
+        Raises:
+            EOFError: it has ended.
+        """
+        try:
+            data = self.sock.recv(1 << 16)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError
+        return json.loads(data)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        for _, fds in self._out:
+            for fd in fds:
+                os.close(fd)
+        self._out.clear()
+        self.sock.close()
+
+
 class Member:
     """A session as the supervisor sees it."""
 
-    def __init__(self, sid: int, scratch: str, memory: int) -> None:
-        self.sid, self.scratch, self.memory = sid, scratch, memory
+    def __init__(self, sid: int, scratch: str, memory: int, nursery: Nursery) -> None:
+        self.sid, self.scratch, self.memory, self.nursery = sid, scratch, memory, nursery
         self.relay: Conn | None = None
         """The worker's channel, where the host has none of its own."""
         self.pid = 0
-        """0 until known; not reaped, so not reused, while this object lives."""
+        """0 until known; not reaped, so not reused, while this object and its nursery live."""
         self.why: str | None = None
         self.kill_at: float | None = None
         """When the grace of an interrupted cell ends."""
@@ -327,11 +391,17 @@ class Member:
         """When to interrupt it again: an `except:` may have swallowed the last one."""
 
     def make_room(self, held: int) -> None:
-        """Three times the inputs on top of the limit: pages, decoded value, one working copy."""
-        hard = resource.prlimit(self.pid, resource.RLIMIT_AS)[1]
-        soft = self.memory + 3 * held
-        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-        resource.prlimit(self.pid, resource.RLIMIT_AS, (soft, hard))
+        """Raise the limit of the worker's memory by what `held` bytes of inputs need."""
+        with contextlib.suppress(ProcessLookupError):  # its end is on the way
+            hard = resource.prlimit(self.pid, resource.RLIMIT_AS)[1]
+            soft = self.memory + room_for(held)
+            soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+            resource.prlimit(self.pid, resource.RLIMIT_AS, (soft, hard))
+
+    def signal(self, number: int) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def cpu_s(self) -> float:
         """Processor time of the worker, 0 where it cannot be told."""
@@ -402,7 +472,11 @@ class Supervisor:
     def __init__(
         self, host: Conn, zygote: socket.socket, root: str, *, blobs: str = "", silence_s: float = 0
     ) -> None:
-        self.host, self.zygote, self.root, self.blobs = host, zygote, root, blobs
+        self.host, self.zygote, self.root, self.blobs = host, Nursery(zygote), root, blobs
+        self.nurseries: dict[int, Nursery] = {}
+        """The zygote and the holders, by the descriptor of their socket."""
+        self.shares: dict[int, Nursery] = {}
+        """The holders that sessions may be opened in."""
         self.silence_s = silence_s
         self.heard_at = time.monotonic()
         self.members: dict[int, Member] = {}
@@ -417,16 +491,18 @@ class Supervisor:
     def run(self) -> None:
         """Serve until the host closes its end or the zygote is gone, then leave nothing behind."""
         self.janitor.start()
-        for fd in (self.host.port.read_fd, self.zygote.fileno(), self.wake_read):
+        for fd in (self.host.port.read_fd, self.wake_read):
             self.poll.register(fd, select.POLLIN)
+        self._admit(self.zygote)
         self.host.push(0, HELLO, to_json({"python": sys.version.split()[0]}))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
             while True:
                 self._turn()
         for member in self.members.values():
             self._kill(member, "sandbox closed")
-        self.zygote.close()
-        os.wait()  # the zygote ends after the last worker
+        for nursery in self.nurseries.values():
+            nursery.close()
+        os.wait()  # the zygote ends after the last holder, and each of them after its last worker
         self.janitor.finish()
         with contextlib.suppress(OSError):
             erase(self.root)
@@ -436,8 +512,8 @@ class Supervisor:
         for fd, event in self.poll.poll(self._wait_ms()):
             if fd == self.host.port.read_fd and event != select.POLLOUT:
                 self._from_host()
-            elif fd == self.zygote.fileno():
-                self._from_zygote()
+            elif fd in self.nurseries:
+                self._from_nursery(self.nurseries[fd])
             elif fd == self.wake_read:
                 os.read(fd, CHUNK)
                 while self.outgrown:
@@ -494,7 +570,7 @@ class Supervisor:
                 continue
             if member.nag_at <= now:
                 member.nag_at = now + NAG_S
-                os.kill(member.pid, signal.SIGINT)
+                member.signal(signal.SIGINT)
             waits.append((min(member.kill_at, member.nag_at) - now) * 1000 + 1)
         return min(waits, default=None)
 
@@ -502,8 +578,7 @@ class Supervisor:
         if member is None:
             return
         member.why = member.why or why
-        if member.pid:
-            os.kill(member.pid, signal.SIGKILL)
+        member.signal(signal.SIGKILL)
 
     def _from_host(self) -> None:
         try:
@@ -516,6 +591,12 @@ class Supervisor:
             member = self.members.get(frame.sid)
             if frame.kind == OPEN:
                 self._open(frame)
+            elif frame.kind == SHARE:
+                self._share(frame)
+            elif frame.kind == UNSHARE:
+                if nursery := self.shares.pop(frame.sid, None):
+                    nursery.needed = False
+                    self._dismiss(nursery)
             elif member is None:
                 self._refuse(frame)
             elif frame.kind == CLOSE:
@@ -527,21 +608,51 @@ class Supervisor:
 
     def _open(self, frame: Frame) -> None:
         limits = json.loads(frame.payload)
+        nursery = self.shares.get(limits["share"]) if "share" in limits else self.zygote
+        if nursery is None:
+            self._refuse(frame)
+            self.host.push(frame.sid, DIED, to_json({"why": "holder"}))
+            return
         scratch = os.path.join(self.root, f"s{frame.sid}")
         try:
             os.mkdir(scratch, 0o700)
-            member = Member(frame.sid, scratch, limits["memory"])
+            member = Member(frame.sid, scratch, limits["memory"], nursery)
             channel = frame.fds[0] if frame.fds else self._relay_for(member)
         except OSError as error:
             self.host.push(frame.sid, DIED, to_json({"error": str(error)}))
             return
         self.members[frame.sid] = member
+        nursery.members.add(frame.sid)
         self.janitor.watched[frame.sid] = (scratch, limits["scratch"], limits["files"])
-        request = to_json(
-            {"sid": frame.sid, "scratch": scratch, "limits": limits, "blobs": self.blobs}
-        )
-        socket.send_fds(self.zygote, [request], [channel])
-        os.close(channel)
+        request = {"sid": frame.sid, "scratch": scratch, "limits": limits, "blobs": self.blobs}
+        self._ask(nursery, request, [channel])
+
+    def _share(self, frame: Frame) -> None:
+        """Have the zygote fork a holder of the inputs in the frame."""
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:  # sessions that ask for this share learn that there is none
+            self._refuse(frame)
+            return
+        self.shares[frame.sid] = Nursery(ours)
+        self._admit(self.shares[frame.sid])
+        request = {"hold": json.loads(frame.payload), "blobs": self.blobs}
+        self._ask(self.zygote, request, [theirs.detach(), *frame.fds])
+
+    def _admit(self, nursery: Nursery) -> None:
+        self.nurseries[nursery.sock.fileno()] = nursery
+        self.poll.register(nursery.sock, select.POLLIN)
+
+    def _ask(self, nursery: Nursery, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if not nursery.ask(request, fds):
+            self.poll.modify(nursery.sock, select.POLLIN | select.POLLOUT)
+
+    def _dismiss(self, nursery: Nursery) -> None:
+        """Let a holder end once nobody needs it and the last of its sessions has ended."""
+        if not nursery.needed and not nursery.members:
+            self.poll.unregister(nursery.sock)
+            del self.nurseries[nursery.sock.fileno()]
+            nursery.close()
 
     def _refuse(self, frame: Frame) -> None:
         """A session that has ended: nothing is done, but what waits for an answer gets one."""
@@ -552,36 +663,64 @@ class Supervisor:
             self.host.push(frame.sid, REPLY, to_json(answer))
 
     def _control(self, member: Member, kind: int, request: dict[str, Any]) -> None:
-        """Do what the host asks about a session that is ready."""
-        while not member.pid:  # its worker told it before it told the host that it is ready
-            select.select([self.zygote.fileno()], (), ())
-            self._from_zygote()
+        """Do what the host asks about a session."""
         if kind == INTERRUPT:
             now = time.monotonic()
             member.kill_at, member.nag_at = member.kill_at or now + request["grace"], now + NAG_S
-            os.kill(member.pid, signal.SIGINT)
+            member.signal(signal.SIGINT)
             return
         if kind == CALM:
             member.kill_at = None
         elif kind == ROOM:
+            self._wait_for_pid(member)
             member.make_room(request["held"])
         answer = {"tag": request["tag"], "cpu_s": member.cpu_s()}
         self.host.push(member.sid, REPLY, to_json(answer))
 
-    def _from_zygote(self) -> None:
+    def _wait_for_pid(self, member: Member) -> None:
+        """A session that is ready has told its process id, which may be waiting to be read."""
+        while not member.pid and member.sid in self.members:
+            select.select([member.nursery.sock], (), ())
+            self._from_nursery(member.nursery)
+
+    def _from_nursery(self, nursery: Nursery) -> None:
+        if nursery.flush():
+            self.poll.modify(nursery.sock, select.POLLIN)
         try:
-            data = self.zygote.recv(1 << 16, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+            news = nursery.hear()
+        except EOFError:
+            self._lose(nursery)
             return
-        if not data:
-            raise EOFError
-        news = json.loads(data)
+        if news is None:
+            return
         member = self.members[news["sid"]]
         if "pid" in news:
             member.pid = news["pid"]
             if member.why:
                 self._kill(member, member.why)
             return
+        self._ask(nursery, {"bury": member.sid})
+        self._end(member, news)
+        self._dismiss(nursery)
+
+    def _lose(self, nursery: Nursery) -> None:
+        """A holder has ended before its time; its workers die with it, unlocked ones by us.
+
+        Raises:
+            EOFError: it was the zygote.
+        """
+        if nursery is self.zygote:
+            raise EOFError
+        for number in [number for number, other in self.shares.items() if other is nursery]:
+            del self.shares[number]
+        for sid in list(nursery.members):
+            self._kill(self.members[sid], "holder")
+            self._end(self.members[sid], {})
+        nursery.needed = False
+        self._dismiss(nursery)
+
+    def _end(self, member: Member, news: dict[str, Any]) -> None:
+        """The worker is gone: tell the host, and clean up."""
         if member.relay:
             with contextlib.suppress(OSError):  # what it said before it ended
                 while member.relay.feed():
@@ -589,8 +728,8 @@ class Supervisor:
             self._pass_on(member)
             self._end_relay(member)
         del self.members[member.sid], self.janitor.watched[member.sid]
+        member.nursery.members.remove(member.sid)
         self.janitor.ended.put(member.scratch)
-        self.zygote.send(to_json({"bury": member.sid}))
         why = member.why
         if why == "channel" and news.get("signal") != signal.SIGKILL:
             why = None  # it ended by itself, and its channel with it
@@ -648,30 +787,35 @@ class Supervisor:
             self._kill(member, "protocol")
 
 
-def zygote(supervisor: socket.socket, confine: Any, lock: Any) -> None:
+def zygote(
+    supervisor: socket.socket, confine: Any, lock: Any, shared: Shared | None = None
+) -> None:
     """Fork a worker for each request until the supervisor closes its end; then kill them all.
 
     Args:
         supervisor: the zygote's end of a SOCK_SEQPACKET pair.
         confine: the module of that name.
         lock: its `Lock` for the workers, None for a box that needs none.
+        shared: what this one holds for its workers; None for the one that forks holders.
     """
-    children: dict[int, int] = {}
+    workers: dict[int, int] = {}
     dead: dict[int, int] = {}
+    holders: set[int] = set()
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def report() -> None:
-        for pid, sid in list(children.items()):
+        for pid, sid in list(workers.items()):
             # WNOWAIT: the pid stays taken until the supervisor, which signals by pid, lets go of it
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if end is not None:
-                del children[pid]
+                del workers[pid]
                 dead[sid] = pid
                 key = "code" if end.si_code == os.CLD_EXITED else "signal"
                 supervisor.send(to_json({"sid": sid, key: end.si_status}))
+        holders.difference_update(pid for pid in list(holders) if os.waitpid(pid, os.WNOHANG)[0])
 
     while True:
         ready = select.select([supervisor.fileno(), wake_read], [], [])[0]
@@ -680,7 +824,7 @@ def zygote(supervisor: socket.socket, confine: Any, lock: Any) -> None:
             report()
         if supervisor.fileno() not in ready:
             continue
-        data, fds, _, _ = socket.recv_fds(supervisor, 1 << 16, 1)
+        data, fds, _, _ = socket.recv_fds(supervisor, 1 << 16, 253)
         if not data:
             break
         request = json.loads(data)
@@ -691,16 +835,59 @@ def zygote(supervisor: socket.socket, confine: Any, lock: Any) -> None:
         try:
             pid = os.fork()
         except OSError as error:
-            supervisor.send(to_json({"sid": request["sid"], "error": f"fork: {error}"}))
+            if "sid" in request:  # else the supervisor sees the end of the holder's channel
+                supervisor.send(to_json({"sid": request["sid"], "error": f"fork: {error}"}))
         else:
+            if pid == 0 and "hold" in request:
+                os.close(wake_read)
+                os.close(wake_write)
+                become_holder(supervisor, fds, request, confine, lock)
             if pid == 0:
-                become_worker(supervisor, fds[0], request, confine, lock)
-            children[pid] = request["sid"]
-        os.close(fds[0])
-    for pid in children:
+                become_worker(supervisor, fds[0], request, confine, lock, shared or Shared())
+            if "hold" in request:
+                holders.add(pid)
+            else:
+                workers[pid] = request["sid"]
+        for fd in fds:
+            os.close(fd)
+    for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    for pid in [*children, *dead.values()]:
+    for pid in [*workers, *dead.values(), *holders]:  # a holder sees the end of its own channel
         os.waitpid(pid, 0)
+
+
+class Shared:
+    """The inputs of a holder."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Input] = []
+        self.size = 0
+        """In bytes."""
+        self.error: str | None = None
+        """Why they could not be read."""
+
+    def load(self, specs: list[dict[str, Any]], fds: Sequence[int], blobs: str) -> None:
+        """Read them all, or note why not."""
+        try:
+            self.inputs = [Input(spec, fds, blobs) for spec in specs]
+            self.size = sum(given.size for given in self.inputs)
+        except (MemoryError, OSError, ValueError) as error:
+            self.error = f"its inputs could not be loaded: {error!r}"
+
+
+def become_holder(
+    supervisor: socket.socket, fds: Sequence[int], request: dict[str, Any], confine: Any, lock: Any
+) -> None:
+    """In a fresh child of the zygote: read inputs and serve as a zygote. Never returns."""
+    try:
+        supervisor.close()
+        shared = Shared()
+        shared.load(request["hold"], fds[1:], request["blobs"])
+        gc.collect()
+        gc.freeze()
+        zygote(socket.socket(fileno=fds[0]), confine, lock, shared)
+    finally:
+        os._exit(0)
 
 
 class CellInterrupt(BaseException):
@@ -1031,7 +1218,7 @@ class Input:
 
     def __init__(self, spec: dict[str, Any], fds: Sequence[int], blobs: str) -> None:
         self._value: Any = spec.get("value")
-        self._pickled: mmap.mmap | bytes | None = None
+        self._pickled: bytes | None = None
         kind = spec["kind"]
         if "fd" in spec or "blob" in spec:
             if "fd" in spec:
@@ -1043,12 +1230,17 @@ class Input:
             finally:
                 os.close(fd)
             if kind == "pickle":
-                self._pickled = pages
-                return
-            self._value = bytes(pages) if kind == "bytes" else str(pages, kind, "surrogatepass")
+                self._pickled = bytes(pages)
+            else:
+                self._value = bytes(pages) if kind == "bytes" else str(pages, kind, "surrogatepass")
             pages.close()
         elif kind == "pickle":
             self._pickled = binascii.a2b_base64(spec["data"])
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sys.getsizeof(self._value if self._pickled is None else self._pickled)
 
     def fresh(self) -> Any:
         """The pristine value; a container is decoded again, so what a cell does to it ends there.
@@ -1066,8 +1258,10 @@ Outcome = tuple[dict[str, Any], bytes | None]
 class Cells:
     """Runs the cells of one session in its namespace."""
 
-    def __init__(self, channel: Channel, shield: Shield, output: Output, blobs: str) -> None:
-        self.blobs = blobs
+    def __init__(
+        self, channel: Channel, shield: Shield, output: Output, blobs: str, shared: Shared
+    ) -> None:
+        self.blobs, self.shared = blobs, shared.inputs
         self.channel, self.shield, self.output = channel, shield, output
         self.native = NativeOutput()
         module = types.ModuleType("__main__")
@@ -1116,7 +1310,9 @@ class Cells:
     def _prepare(self, request: dict[str, Any], fds: list[int]) -> None:
         """Put what the host owns into the namespace, whatever the last cell did to it."""
         for spec in request["inputs"]:
-            self.inputs[spec["name"]] = Input(spec, fds, self.blobs)
+            shared = spec["kind"] == "shared"
+            given = self.shared[spec["index"]] if shared else Input(spec, fds, self.blobs)
+            self.inputs[spec["name"]] = given
         for name in self.tools:
             self.names.pop(name, None)
         # one function per name for good: guest code may hold on to it and compare
@@ -1248,7 +1444,12 @@ class Cells:
 
 
 def become_worker(
-    supervisor: socket.socket, fd: int, request: dict[str, Any], confine: Any, lock: Any
+    supervisor: socket.socket,
+    fd: int,
+    request: dict[str, Any],
+    confine: Any,
+    lock: Any,
+    shared: Shared,
 ) -> None:
     """In a fresh child of the zygote: lock this process in and serve the session. Never returns."""
     limits, scratch = request["limits"], request["scratch"]
@@ -1259,12 +1460,16 @@ def become_worker(
         shield = Shield()
         channel = Channel(_keep_only(fd), shield)
         output = Output(channel, shield, limits["stdout_head"], limits["stdout_tail"])
-        cells = Cells(channel, shield, output, request["blobs"])
+        cells = Cells(channel, shield, output, request["blobs"], shared)
         applied = ["rlimits"]
         try:
+            if shared.error:
+                raise ValueError(shared.error)
             os.chdir(scratch)
             confine.limit_resources(
-                memory=limits["memory"], file_size=limits["file"], open_files=limits["open_files"]
+                memory=limits["memory"] + room_for(shared.size),
+                file_size=limits["file"],
+                open_files=limits["open_files"],
             )
             if lock is not None:
                 applied += lock.apply(scratch)

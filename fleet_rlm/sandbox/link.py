@@ -12,11 +12,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox import driver
-from fleet_rlm.sandbox.values import Shipment
+from fleet_rlm.sandbox.values import Share, Shares, Shipment
 
 ANSWER_S = 30.0
 """Seconds within which a supervisor answers, or is taken for dead."""
@@ -147,6 +148,8 @@ class Link(ABC):
         self._ends: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
         self._ready = threading.Event()
+        self._shares = Shares()
+        self._share_numbers = itertools.count(1)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait for the supervisor's greeting.
@@ -168,6 +171,43 @@ class Link(ABC):
     def carry(self, shipment: Shipment) -> int:
         """Bring a shipment's large values to the box; the bytes that this takes."""
         return shipment.size
+
+    def take_share(self, shipment: Shipment) -> tuple[Share, int]:
+        """Have the box hold a shipment's large values, unless it holds them for another session.
+
+        Returns:
+            The share, to be given back with `release_share`, and the bytes that went out.
+
+        Raises:
+            SandboxError: the supervisor is gone.
+        """
+        share = self._shares.take(list(shipment.large.values()))
+        try:
+            with share.lock:
+                return share, 0 if share.number else self._send_share(share, shipment)
+        except BaseException:
+            self._shares.release(share, lost=True)
+            raise
+
+    def _send_share(self, share: Share, shipment: Shipment) -> int:
+        number = next(self._share_numbers)
+        parcel = Shipment(bind=[], large=shipment.large)
+        try:
+            parcel.pack()
+            carried = self.carry(parcel)
+        except BaseException:
+            parcel.close_fds()
+            raise
+        specs = [{key: spec[key] for key in spec if key != "name"} for spec in parcel.specs]
+        self.tell(number, driver.SHARE, driver.to_json(specs), parcel.fds)
+        share.number = number
+        return carried
+
+    def release_share(self, share: Share, *, lost: bool = False) -> None:
+        """A session has ended that was opened in the share; the box lets go after the last one."""
+        if self._shares.release(share, lost=lost) and share.number:
+            with suppress(SandboxError):
+                self.tell(share.number, driver.UNSHARE)
 
     @abstractmethod
     def _send(self, sid: int, kind: int, payload: bytes, fds: Sequence[int]) -> None:

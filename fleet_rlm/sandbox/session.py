@@ -22,7 +22,7 @@ from typing import Any, Literal
 from fleet_rlm.errors import BudgetExhausted, LimitReached, SandboxError
 from fleet_rlm.sandbox import driver
 from fleet_rlm.sandbox.link import ANSWER_S, Link
-from fleet_rlm.sandbox.values import Inputs, plain
+from fleet_rlm.sandbox.values import Inputs, Share, Shipment, plain
 
 MAX_PARALLEL_CALLS = 32
 """Host tools of one session at work at the same time; more calls wait for their turn."""
@@ -34,6 +34,9 @@ MAX_NOISE = driver.MAX_STREAM + 1000
 """Frames of one cell that are neither calls nor its result. The driver sends no more than a frame
 for each character of output; guest code that writes frames itself has no end."""
 START_S = 30.0
+SHARED_BYTES = 8 << 20
+"""Large values of a first cell, together, from which the box holds them once for all sessions that
+have the same ones. Below it, a copy costs less than a process that holds them."""
 
 Kind = Literal["ok", "final", "error", "syntax", "interrupted"]
 KINDS = ("ok", "final", "error", "syntax", "interrupted")
@@ -66,8 +69,8 @@ class Limits:
     """Characters kept from the start of a cell's output."""
     stdout_tail: int = 20_000
 
-    def to_json(self) -> bytes:
-        """As the driver reads them."""
+    def to_json(self, share: Share | None = None) -> bytes:
+        """As the driver reads them, for a session in `share`."""
         fields = {
             "memory": self.memory_bytes,
             "file": self.file_bytes,
@@ -77,7 +80,7 @@ class Limits:
             "stdout_head": self.stdout_head,
             "stdout_tail": self.stdout_tail,
         }
-        return driver.to_json(fields)
+        return driver.to_json(fields if share is None else {**fields, "share": share.number})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +304,9 @@ class Session:
         self._clean = clean
         self._inputs = Inputs()
         self._room = 0
+        self._share: Share | None = None
+        self._fresh = True
+        """No cell was sent yet."""
         self._busy, self._state = threading.Lock(), threading.RLock()
         self._cell: _Cell | None = None
         self._threads = _ToolThreads(MAX_PARALLEL_CALLS)
@@ -322,7 +328,7 @@ class Session:
             raise SandboxError(f"a session did not start in {START_S:g} s")
         news = json.loads(frame.payload)
         if "error" in news:
-            raise SandboxError(f"a session could not lock itself in: {news['error']}")
+            raise SandboxError(f"a session did not start: {news['error']}")
         return tuple(news["applied"])
 
     def execute(
@@ -400,20 +406,24 @@ class Session:
         fields: Sequence[str] | None,
     ) -> None:
         shipment = self._inputs.plan(variables)
-        carried = self._link.carry(shipment)
-        request = {
-            "id": cell.id,
-            "code": code,
-            "inputs": shipment.specs,
-            "bind": shipment.bind,
-            "tools": sorted(cell.tools),
-            "fields": None if fields is None else list(fields),
-            "live": cell.on_stdout is not None,
-        }
-        payload = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        if len(payload) > driver.MAX_FRAME:
+        try:
+            carried = self._carry(shipment)
+            request = {
+                "id": cell.id,
+                "code": code,
+                "inputs": shipment.specs,
+                "bind": shipment.bind,
+                "tools": sorted(cell.tools),
+                "fields": None if fields is None else list(fields),
+                "live": cell.on_stdout is not None,
+            }
+            payload = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            if len(payload) > driver.MAX_FRAME:
+                raise SandboxError(f"code and small inputs of one cell take {len(payload):,} bytes")
+        except BaseException:
             self._inputs.discard(shipment)
-            raise SandboxError(f"code and small inputs of one cell take {len(payload):,} bytes")
+            raise
+        self._fresh = False
         self._inputs.commit(shipment)
         self.bytes_sent += len(payload) + carried
         if self._inputs.size > self._room:
@@ -425,6 +435,37 @@ class Session:
             self._wire.send(0, driver.EXEC, payload, shipment.fds, timeout_s=START_S)
         except OSError:
             self._lose()
+
+    def _carry(self, shipment: Shipment) -> int:
+        """Bring large values to the session, or the session to them; the bytes that this takes."""
+        size = sum(held.size for held in shipment.large.values())
+        if not self._fresh or size < SHARED_BYTES:
+            shipment.pack()
+            return self._link.carry(shipment)
+        self._fresh = False
+        self._share, carried = self._link.take_share(shipment)
+        try:
+            self._reopen(self._share)
+        except SandboxError as error:
+            self._give_up(error.message)
+            raise
+        shipment.refer()
+        return carried
+
+    def _reopen(self, share: Share) -> None:
+        """Go on in a worker that has the values of `share`; this one has run nothing yet."""
+        with self._state:
+            self._check_alive()
+            old = self._sid, self._wire
+            self._sid, self._ended, self._wire = self._link.open(self._limits.to_json(share))
+            if self._cell and self._cell.interrupted:
+                self.interrupt()
+        old[1].hang_up()
+        self._link.tell(old[0], driver.CLOSE)
+        old[1].close()
+        applied = self._wait_ready()
+        if applied != self.applied:
+            raise SandboxError(f"a session came up with {applied} only")
 
     def _wait(self, cell: _Cell) -> CellResult:
         """Serve the cell until its result comes."""
@@ -471,9 +512,11 @@ class Session:
 
     def _why_ended(self) -> str:
         try:
-            return _reason(self._ended.get(timeout=5.0))
+            news = self._ended.get(timeout=5.0)
         except queue.Empty:  # the process lives on without its channel
             return _REASONS["channel"]
+        self.box_lost = self.box_lost or news.get("why") == "holder"
+        return _reason(news)
 
     def _give_up(self, reason: str) -> None:
         """End the session for `reason`, unless it has ended; a thread in `execute` notices."""
@@ -490,10 +533,15 @@ class Session:
         if self.lost and self._busy.acquire(blocking=False):
             self._inputs.close()
             self._wire.close()
+            if self._share is not None:
+                self._link.release_share(self._share, lost=self.box_lost)
+                self._share = None
             self._busy.release()
 
     def _abandon(self, cell: _Cell) -> None:
         """`execute` is about to raise: leave the session idle or lost, never running."""
+        if self._link.lost is not None:
+            self._give_up(self._link.lost)
         if not cell.running:
             return
         try:
@@ -631,6 +679,7 @@ def _is_stop(error: BaseException) -> bool:
 _REASONS = {
     "channel": "its code closed the channel to the host",
     "closed": "it was closed",
+    "holder": "the process that held its inputs ended",
     "flood": "its code flooded the host with tool calls",
     "noise": "its code flooded the host with frames",
     "protocol": "its code broke the protocol",

@@ -11,8 +11,9 @@ import fcntl
 import hashlib
 import os
 import pickle
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,8 +162,8 @@ def _pickle(name: str, value: Any, fd: int | None = None) -> _Sink:
     return sink
 
 
-@dataclass(slots=True, kw_only=True)
-class _Held:
+@dataclass(slots=True, kw_only=True, eq=False)
+class Held:
     """What a session holds under one name."""
 
     value: Any = None
@@ -170,7 +171,34 @@ class _Held:
     digest: bytes | None = None
     """Of a container: the hash of its pickle."""
     size: int = 0
+    """Of a large one: bytes of memory, four for each character if one of them is rare enough."""
     blob: Blob | None = None
+    """Where a large text was written."""
+    pickled: int | None = None
+    """Descriptor of a large container's pickle that was not sent yet."""
+
+    def equals(self, other: Held) -> bool:
+        """Do both stand for the same value? Texts are told apart at their first difference."""
+        if self.digest or other.digest:
+            return self.digest == other.digest
+        return type(self.value) is type(other.value) and bool(self.value == other.value)
+
+    def open(self) -> tuple[str, int, int]:
+        """Kind, descriptor and length of what was written; who sends the descriptor closes it."""
+        if self.pickled is not None:
+            fd, self.pickled = self.pickled, None
+            return "pickle", fd, self.size
+        self.blob = BLOBS.take(self.value)
+        return self.blob.kind, os.dup(self.blob.fd), self.blob.size
+
+    def release(self) -> None:
+        """Let go of what was written and not sent, or is of use to nobody else."""
+        if self.blob is not None:
+            BLOBS.release(self.blob)
+            self.blob = None
+        if self.pickled is not None:
+            os.close(self.pickled)
+            self.pickled = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,16 +207,32 @@ class Shipment:
 
     bind: list[str]
     """Names that the cell gets, fresh."""
+    held: dict[str, Held] = field(default_factory=dict)
+    """New values."""
+    large: dict[str, Held] = field(default_factory=dict)
+    """Those among them that do not ride inside the frame."""
     specs: list[dict[str, Any]] = field(default_factory=list)
-    """New values, as the driver reads them."""
+    """New values as the driver reads them."""
     fds: list[int] = field(default_factory=list)
     """Whoever sends them closes them."""
-    held: dict[str, _Held] = field(default_factory=dict)
 
-    def attach(self, name: str, kind: str, fd: int, size: int) -> None:
-        """Send `size` bytes of descriptor `fd` as the value of `name`."""
-        self.specs.append({"name": name, "kind": kind, "fd": len(self.fds), "size": size})
-        self.fds.append(fd)
+    def pack(self) -> None:
+        """Write what is large, to be sent in descriptors."""
+        for name, held in self.large.items():
+            kind, fd, size = held.open()
+            self.specs.append({"name": name, "kind": kind, "fd": len(self.fds), "size": size})
+            self.fds.append(fd)
+
+    def close_fds(self) -> None:
+        """They are not sent."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def refer(self) -> None:
+        """What is large is in the box already: say which of the shared values it is."""
+        for index, (name, held) in enumerate(self.large.items()):
+            held.release()
+            self.specs.append({"name": name, "kind": "shared", "index": index})
 
     @property
     def size(self) -> int:
@@ -200,7 +244,7 @@ class Inputs:
     """What one session holds, and so what need not be sent again. One thread at a time."""
 
     def __init__(self) -> None:
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
 
     @property
     def size(self) -> int:
@@ -217,9 +261,9 @@ class Inputs:
         try:
             for name, value in variables.items():
                 self._add(shipment, name, value)
-            if len(shipment.fds) > MAX_BLOBS:
+            if len(shipment.large) > MAX_BLOBS:
                 raise DataError(
-                    f"{len(shipment.fds)} large inputs in one cell, at most {MAX_BLOBS}"
+                    f"{len(shipment.large)} large inputs in one cell, at most {MAX_BLOBS}"
                 )
         except BaseException:
             self.discard(shipment)
@@ -230,53 +274,91 @@ class Inputs:
         """The shipment goes out: remember what the session holds from then on."""
         for name, held in shipment.held.items():
             if name in self._held:
-                _release(self._held[name])
+                self._held[name].release()
             self._held[name] = held
 
     def discard(self, shipment: Shipment) -> None:
         """The shipment does not go out."""
-        for fd in shipment.fds:
-            os.close(fd)
+        shipment.close_fds()
         for held in shipment.held.values():
-            _release(held)
+            held.release()
 
     def close(self) -> None:
         """The session is gone: let go of its values."""
         for held in self._held.values():
-            _release(held)
+            held.release()
         self._held.clear()
 
     def _add(self, shipment: Shipment, name: str, value: Any) -> None:
-        held = self._held.get(name)
+        old = self._held.get(name)
         kind = type(value)
         if kind in (str, bytes) and len(value) > INLINE_BYTES:
-            # The same object, or an equal one: told apart at its first difference.
-            if held is None or type(held.value) is not kind or held.value != value:
-                blob = BLOBS.take(value)
-                shipment.held[name] = _Held(value=value, size=blob.size, blob=blob)
-                shipment.attach(name, blob.kind, os.dup(blob.fd), blob.size)
+            held = Held(value=value, size=sys.getsizeof(value))
+            # The same object, or an equal one.
+            if old is None or not old.equals(held):
+                shipment.held[name] = shipment.large[name] = held
         elif kind in (str, bool, float, type(None)) or (kind is int and abs(value) < 1 << 63):
-            if held is None or held.digest or held.value is not value:
-                shipment.held[name] = _Held(value=value)
+            if old is None or old.digest or old.value is not value:
+                shipment.held[name] = Held(value=value)
                 shipment.specs.append({"name": name, "kind": "json", "value": value})
         else:
-            self._add_pickle(shipment, name, value, held)
+            self._add_pickle(shipment, name, value, old)
 
-    def _add_pickle(self, shipment: Shipment, name: str, value: Any, held: _Held | None) -> None:
-        if held and held.digest and _pickle(name, value).digest() == held.digest:
+    def _add_pickle(self, shipment: Shipment, name: str, value: Any, old: Held | None) -> None:
+        if old and old.digest and _pickle(name, value).digest() == old.digest:
             return
         with _sealed() as fd:
             sink = _pickle(name, value, fd)
+        held = shipment.held[name] = Held(digest=sink.digest())
         if sink.size > INLINE_BYTES:
-            shipment.attach(name, "pickle", fd, sink.size)
-            shipment.held[name] = _Held(digest=sink.digest(), size=sink.size)
+            held.size, held.pickled = sink.size, fd
+            shipment.large[name] = held
             return
         data = base64.b64encode(os.pread(fd, sink.size, 0)).decode("ascii")
         os.close(fd)
         shipment.specs.append({"name": name, "kind": "pickle", "data": data})
-        shipment.held[name] = _Held(digest=sink.digest())
 
 
-def _release(held: _Held) -> None:
-    if held.blob is not None:
-        BLOBS.release(held.blob)
+class Share:
+    """Large values that the box holds once, for all sessions whose first cell has the same ones."""
+
+    def __init__(self, values: Sequence[Held]) -> None:
+        self.values = values
+        self.users = 0
+        self.number: int | None = None
+        """The box's name for it, once the values are there."""
+        self.lock = threading.Lock()
+        """Whoever takes it first sends the values; the others wait for that."""
+
+
+class Shares:
+    """The shares of one box, counted. What another session holds is recognised by its value."""
+
+    def __init__(self) -> None:
+        self._shares: list[Share] = []
+        self._lock = threading.Lock()
+
+    def take(self, values: Sequence[Held]) -> Share:
+        """The share that has these large values and no other; give it back with `release`."""
+        with self._lock:
+            for share in self._shares:
+                same = len(share.values) == len(values)
+                if same and all(map(Held.equals, share.values, values)):
+                    break
+            else:
+                share = Share([Held(value=held.value, digest=held.digest) for held in values])
+                self._shares.append(share)
+            share.users += 1
+            return share
+
+    def release(self, share: Share, *, lost: bool = False) -> bool:
+        """One session less needs it, or the box has lost it, and nobody shall take it any more.
+
+        Returns:
+            Was it the last one?
+        """
+        with self._lock:
+            share.users -= 1
+            if (lost or not share.users) and share in self._shares:
+                self._shares.remove(share)
+            return not share.users
