@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fleet_rlm.program.stream import stream as stream
     from fleet_rlm.runner.compare import compare as compare
     from fleet_rlm.runner.evaluate import evaluate as evaluate
-    from fleet_rlm.runner.evaluate import open_run as open_run
+    from fleet_rlm.runner.stored import open_run as open_run
     from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
     from fleet_rlm.sandbox.modal_interpreter import ModalInterpreter as ModalInterpreter
 
@@ -42,7 +42,7 @@ _HOME = {
     "Evidence": "fleet_rlm.program.manifest",
     "evaluate": "fleet_rlm.runner.evaluate",
     "load": "fleet_rlm.program.bundle",
-    "open_run": "fleet_rlm.runner.evaluate",
+    "open_run": "fleet_rlm.runner.stored",
     "save": "fleet_rlm.program.bundle",
     "stream": "fleet_rlm.program.stream",
 }

@@ -9,7 +9,7 @@ import pytest
 import fleet_rlm
 from fleet_rlm.cli.calibrate import calibrate_command
 from fleet_rlm.errors import ScorerError, UsageError
-from fleet_rlm.runner.evaluate import open_run
+from fleet_rlm.runner.stored import open_run
 from fleet_rlm.scoring import blind_scores, score
 from fleet_rlm.scoring.judge import (
     RUBRICS,

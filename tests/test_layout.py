@@ -111,6 +111,16 @@ def test_a_command_starts_light(target, arguments):
     assert bool(done.stderr) == bool(arguments), "help is printed, an import is silent"
 
 
+def test_looking_at_what_is_stored_needs_no_dspy():
+    rooms = ("compare", "gate", "inspect", "suites")
+    code = f"import sys, {', '.join(f'fleet_rlm.cli.{room}' for room in rooms)}\n"
+    code += f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_content_folders_are_no_packages():
     assert not [path for folder in CONTENT for path in (ROOT / folder).rglob("__init__.py")]
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from fleet_rlm.cli.run import open_suite
+from fleet_rlm.cli.given import open_suite
 from fleet_rlm.config import parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.ledger import Limits

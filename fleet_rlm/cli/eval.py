@@ -435,7 +435,7 @@ def rescore(
     as_json: options.AsJson = False,
 ) -> int:
     """Score the stored answers of a run again by the rules of now, without any model call."""
-    from fleet_rlm.cli.inspect import rescore_command
+    from fleet_rlm.cli.rescore import rescore_command
 
     return rescore_command(run, as_json=as_json)
 
@@ -460,7 +460,7 @@ def estimate(
     as_json: options.AsJson = False,
 ) -> int:
     """Predict calls, tokens, dollars and time of a run, and what it can show; asks no model."""
-    from fleet_rlm.cli.inspect import EstimateRequest, estimate_command
+    from fleet_rlm.cli.estimate import EstimateRequest, estimate_command
 
     return estimate_command(
         EstimateRequest(

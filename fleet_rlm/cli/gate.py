@@ -14,8 +14,8 @@ from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.lm.simulated import LABEL
 from fleet_rlm.project import project_dir
-from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.gate import gate_drop, gate_score
+from fleet_rlm.runner.stored import open_run
 
 CODES = {"passed": Exit.OK, "failed": Exit.GATE_FAILED, "indecisive": Exit.COVERAGE}
 

@@ -11,21 +11,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet_rlm.cli.given import open_suite, sort_overrides
 from fleet_rlm.config import Resolved, parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm.connect import ModelSpec, specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
-from fleet_rlm.project import find_content, project_dir
+from fleet_rlm.project import project_dir
 from fleet_rlm.report.tables import make_console, print_result
 from fleet_rlm.runner.arm import Arm, run_folder
-from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
+from fleet_rlm.runner.stored import open_run
 from fleet_rlm.sandbox import levels
 from fleet_rlm.scoring.judge import check_independent
-from fleet_rlm.suites.corpus import read_corpus
-from fleet_rlm.suites.suite import Suite, load_suite
+from fleet_rlm.suites.suite import Suite
 from fleet_rlm.tracking import Mirror
 
 REPEATED = (
@@ -118,32 +118,6 @@ def resume_command(folder: Path, changes: Mapping[str, Any], flags: Mapping[str,
     shown = {"retry_errors": False, "display": "auto", "as_json": False, "print_config": False}
     request = {**shown, **command, **given, "out": folder}
     return run_command(RunRequest(**request | {"flags": {**command["flags"], **settings}}))
-
-
-def open_suite(project: Path, name: str, corpus: str | None, overrides: Mapping[str, Any]) -> Suite:
-    """A suite by name or path, with the command line's changes.
-
-    Raises:
-        UsageError: unknown suite or key, malformed file, unreadable corpus.
-    """
-    suite = load_suite(find_content("evals", name, project).path).override(dict(overrides))
-    return suite.with_corpus(read_corpus(corpus)) if corpus is not None else suite
-
-
-def sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Split `--set` keys by what they are about; what has no prefix of ours is the suite's."""
-    rooms = ("settings", "limits", "program")
-    sorted_out: dict[str, dict[str, Any]] = {room: {} for room in (*rooms, "suite")}
-    for key, value in given.items():
-        room, dot, rest = key.partition(".")
-        if dot and room in rooms:
-            sorted_out[room][rest] = value
-        else:
-            sorted_out["suite"][key] = value
-    for key in sorted_out["program"]:
-        if key != "guidance":
-            raise UsageError(f"Unknown key 'program.{key}'. {nearest(key, ['guidance'])}")
-    return sorted_out
 
 
 def _plan(suite: Suite, request: RunRequest) -> Plan:

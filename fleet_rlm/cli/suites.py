@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from fleet_rlm.cli.given import open_suite
 from fleet_rlm.cli.listing import print_content
-from fleet_rlm.cli.run import open_suite
 from fleet_rlm.config import parse_overrides
 from fleet_rlm.errors import Exit
 from fleet_rlm.project import Content, project_dir

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.lm.simulated import LABEL
-from fleet_rlm.runner.evaluate import Run, open_run
 from fleet_rlm.runner.outcomes import METRICS, Cost, Metric, Numbers, Outcomes, codes, read_outcomes
+from fleet_rlm.runner.stored import Run, open_run
 from fleet_rlm.statistics.paired import Comparison, compare_paired, holm
 
 ALL = "all"

@@ -13,9 +13,9 @@ import numpy as np
 from fleet_rlm.errors import UsageError
 from fleet_rlm.ledger import Usage
 from fleet_rlm.lm.prices import Price
-from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.record import Record, last_records
 from fleet_rlm.runner.store import read_records
+from fleet_rlm.runner.stored import open_run
 
 DRAWS = 2_000
 """Runs drawn from the earlier samples for the range."""

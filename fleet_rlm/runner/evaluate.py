@@ -1,18 +1,16 @@
-"""Evaluation from Python: score a program on a suite, open a stored run."""
+"""Evaluation from Python: score a program on a suite."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import UsageError, one_line
+from fleet_rlm.errors import UsageError
 from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm.connect import specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
@@ -21,52 +19,11 @@ from fleet_rlm.program.registry import Entry
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
-from fleet_rlm.runner.record import Key, Record, last_records
 from fleet_rlm.runner.run import Effort, Plan, run_arm
-from fleet_rlm.runner.store import (
-    read_abandoned,
-    read_columns,
-    read_records,
-    read_trajectory,
-)
-from fleet_rlm.runner.summary import summarize
+from fleet_rlm.runner.stored import Run, open_run
 from fleet_rlm.sandbox import levels
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite, load_suite
-
-if TYPE_CHECKING:
-    import pandas
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A stored run."""
-
-    folder: Path
-    summary: dict[str, Any]
-    """The content of `summary.json`."""
-
-    lock: dict[str, Any]
-    """The content of `run.json`: suite, arm, versions, prices."""
-
-    def records(self) -> pandas.DataFrame:
-        """One row per sample and epoch: the record that counts, its usage summed over roles."""
-        import pandas
-
-        columns = read_columns(self.folder / "records.jsonl")
-        return pandas.DataFrame(columns)
-
-    def trajectory(self, sample: str, epoch: int = 0) -> dict[str, Any]:
-        """What one attempt did: `steps` as `program.trail.Step`, query, answer and stop.
-
-        Raises:
-            UsageError: no such sample, or it has no trajectory.
-        """
-        records = last_records(read_records(self.folder / "records.jsonl"))
-        record = records.get(Key(sample, epoch))
-        if record is None:
-            raise UsageError(f"{self.folder} has no record of sample {sample!r}, epoch {epoch}.")
-        return read_trajectory(self.folder, record)
 
 
 def evaluate(
@@ -158,41 +115,6 @@ def evaluate(
     if finished.budget is not None:
         raise finished.budget
     return open_run(folder)
-
-
-def open_run(path: Path | str) -> Run:
-    """Open a stored run; of one that was killed, the summary is made from its records.
-
-    Raises:
-        UsageError: the folder is not a run, or a file of it cannot be read.
-    """
-    folder = Path(path)
-    lock = _read(folder / "run.json")
-    if lock is None:
-        raise UsageError(f"{folder} is not the folder of a run.", fix="fleet-eval run")
-    summary = _read(folder / "summary.json") or _summary_of(folder, lock)
-    return Run(folder=folder, summary=summary, lock=lock)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Cannot read {path}: {one_line(str(error), 120)}") from None
-    return content
-
-
-def _summary_of(folder: Path, lock: dict[str, Any]) -> dict[str, Any]:
-    records = read_records(folder / "records.jsonl")
-    return summarize(lock, records, planned_keys(lock, records), 0.0, read_abandoned(folder))
-
-
-def planned_keys(lock: Mapping[str, Any], records: Iterable[Record]) -> list[Key]:
-    """What a stored run was to answer; what has no record yet is known by number only."""
-    known = list(last_records(records))
-    return known + [Key(f"missing-{n}", 0) for n in range(lock["planned"] - len(known))]
 
 
 def _named(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.runner.compare import compare
-from fleet_rlm.runner.evaluate import Run, open_run
+from fleet_rlm.runner.stored import Run, open_run
 from fleet_rlm.statistics.clustered import Interval, unseen_share
 
 Verdict = Literal["passed", "failed", "indecisive"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from fleet_rlm.errors import SampleError, UsageError
 from fleet_rlm.runner.attempt import error_info, score_answer, status_of
-from fleet_rlm.runner.evaluate import open_run, planned_keys
 from fleet_rlm.runner.record import Record, last_records
 from fleet_rlm.runner.run import wall_so_far
 from fleet_rlm.runner.store import RunStore, read_trajectory
+from fleet_rlm.runner.stored import open_run, planned_keys
 from fleet_rlm.runner.summary import summarize
 from fleet_rlm.scoring.rules import is_judged
 from fleet_rlm.suites.plan import PlannedSample
