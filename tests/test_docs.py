@@ -235,6 +235,21 @@ def test_datasets_rules_and_their_keys():
     assert names([page[page.index("Rubrics are") :].partition("or a text")[0]]) == set(RUBRICS)
 
 
+def test_routes(tmp_path):
+    from fleet_rlm.config import resolve
+    from fleet_rlm.serving.app import Service
+    from fleet_rlm.serving.engine import Engine
+    from fleet_rlm.serving.settings import ServerSettings
+
+    service = Service(Engine(None, resolve({}, {}, tmp_path), {}), ServerSettings(state=tmp_path))
+    routes = {
+        f"{method} {route.path}"
+        for route in service.app.routes
+        for method in getattr(route, "methods", {"WS"}) - {"HEAD"}
+    }
+    assert column("serve.md", "route") == routes
+
+
 def test_sandbox_levels_and_limits():
     from fleet_rlm.runner.run import CELL_SECONDS
     from fleet_rlm.sandbox import levels

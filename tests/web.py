@@ -18,7 +18,7 @@ _PATIENCE_S = 20.0
 def web_server(app: Any, **settings: Any) -> Iterator[str]:
     """Serve an ASGI application on a free port; gives its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", ws="none", **settings)
+    config = uvicorn.Config(app, **{"log_level": "warning", "ws": "none"} | settings)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

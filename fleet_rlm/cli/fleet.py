@@ -10,12 +10,22 @@ import typer
 from fleet_rlm.cli import options
 from fleet_rlm.cli.entry import make_app, run_app
 
+ReactMaxIters = Annotated[int | None, typer.Option(min=1, help="Steps of one turn. [default: 10]")]
+RlmMaxIterations = Annotated[
+    int | None, typer.Option(min=1, help="Turns of a recursive program. [default: 30]")
+]
+RlmMaxLlmCalls = Annotated[
+    int | None, typer.Option(min=1, help="Sub-queries in one answer. [default: 50]")
+]
+Timeout = Annotated[float, typer.Option(min=1, metavar="SECONDS", help="One turn.")]
+
 app = make_app("Use programs outside an evaluation, and check this machine.")
 
 HOME = """\
 fleet-rlm uses the programs that fleet-eval scores.
 
   fleet-rlm run --context book.txt --query 'Who ...?'   answer one question about one file
+  fleet-rlm serve-api --bundle PATH                      serve a compiled program over HTTP
   fleet-rlm doctor                                       check sandbox, model, key, store
   fleet-rlm sim-server --latency-ms 300                  serve the simulated model over HTTP
 
@@ -61,6 +71,91 @@ def run(
             wall_s=wall,
             trace=trace,
             as_json=as_json,
+        )
+    )
+
+
+@app.command(name="serve-api")
+def serve_api(
+    bundle: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A compiled program. [default: the agent]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Off loopback, tokens are needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for a free one.")] = 8000,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML: NAME = 'TOKEN' each. [env: FLEET_RLM_TOKEN]"),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder whose files clients may name; repeatable."),
+    ] = None,
+    state: Annotated[Path, typer.Option(metavar="DIR", help="Where chats are kept.")] = Path(
+        ".fleet-rlm", "serving"
+    ),
+    volume_name: Annotated[
+        str | None, typer.Option(help="Volume for the memory tools, one for each identity.")
+    ] = None,
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
+    sandbox: options.Sandbox = None,
+    react_max_iters: ReactMaxIters = None,
+    rlm_max_iterations: RlmMaxIterations = None,
+    rlm_max_llm_calls: RlmMaxLlmCalls = None,
+    timeout: Timeout = 900.0,
+    concurrency: Annotated[
+        int, typer.Option("-j", "--concurrency", min=1, help="Turns at once; beyond: 429.")
+    ] = 64,
+    rate: Annotated[
+        int, typer.Option(min=1, help="Requests of one identity in a minute; beyond: 429.")
+    ] = 600,
+    max_body_mb: Annotated[
+        int, typer.Option(min=1, help="Size of a request in MB; beyond: 413.")
+    ] = 16,
+    session_ttl: Annotated[
+        float,
+        typer.Option(min=1, metavar="SECONDS", help="A chat unused for so long is deleted."),
+    ] = 7 * 24 * 3600.0,
+    drain: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long turns may go on after SIGTERM."),
+    ] = 30.0,
+) -> int:
+    """Serve a program over HTTP until stopped: chat, WebSocket, OpenAI-compatible, metrics."""
+    from fleet_rlm.cli.serve_api import ServeApi, serve_api_command
+    from fleet_rlm.serving.engine import AgentLimits
+
+    return serve_api_command(
+        ServeApi(
+            bundle=bundle,
+            flags={
+                "model": model,
+                "sub_model": sub_model,
+                "api_base": api_base,
+                "sandbox": sandbox,
+            },
+            price=price,
+            limits=AgentLimits(
+                react_max_iters=react_max_iters,
+                rlm_max_iterations=rlm_max_iterations,
+                rlm_max_llm_calls=rlm_max_llm_calls,
+                timeout_s=timeout,
+            ),
+            tokens=tokens,
+            server={
+                "host": host,
+                "port": port,
+                "roots": tuple(root or ()),
+                "state": state,
+                "volume_name": volume_name,
+                "concurrency": concurrency,
+                "rate": rate,
+                "max_body_bytes": max_body_mb << 20,
+                "session_ttl_s": session_ttl,
+                "drain_s": drain,
+            },
         )
     )
 

@@ -132,9 +132,7 @@ def load(path: str | Path, *, tools: Sequence[Callable[..., Any] | dspy.Tool] = 
             with anything in it that a bundle does not have, or for other tools.
     """
     folder = _folder(path)
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a bundle folder.")
-    manifest = parse_manifest(_read(folder, MANIFEST), str(folder / MANIFEST))
+    manifest = read_manifest(folder)
     _check_files(folder, manifest)
     state = parse(ProgramState, _read(folder, PROGRAM, manifest), str(folder / PROGRAM))
     try:
@@ -153,6 +151,18 @@ def load(path: str | Path, *, tools: Sequence[Callable[..., Any] | dspy.Tool] = 
             stacklevel=2,
         )
     return program
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """What a bundle says of itself: settings, scores, lineage.
+
+    Raises:
+        UsageError: not a bundle, changed after it was written, or made by a newer version.
+    """
+    folder = _folder(path)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a bundle folder.")
+    return parse_manifest(_read(folder, MANIFEST), str(folder / MANIFEST))
 
 
 def _build(manifest: Manifest, state: ProgramState, tools: Sequence[dspy.Tool]) -> dspy.Module:

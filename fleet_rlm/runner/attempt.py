@@ -294,12 +294,17 @@ def _reply_after(error: Exception) -> Reply:
         return Reply(str(error.lm_response or ""), "malformed", [], "")
     if isinstance(error, SampleError):
         raise error
+    raise own_failure(error) from error
+
+
+def own_failure(error: Exception) -> SampleError:
+    """A program's failure as an error of this package, which says who owns it."""
     owner: type[SampleError] = ProgramError
     if isinstance(error, dspy.LMError):
         owner = ProviderError
     elif isinstance(error, CodeInterpreterError):
         owner = SandboxError
-    raise owner(f"{type(error).__name__}: {error}") from error
+    return owner(f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""`fleet-rlm serve-api`: serve a program over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fleet_rlm.config import resolve
+from fleet_rlm.errors import Exit
+from fleet_rlm.project import project_dir
+from fleet_rlm.serving.app import Service
+from fleet_rlm.serving.engine import AgentLimits, Engine
+from fleet_rlm.serving.identity import read_tokens
+from fleet_rlm.serving.server import log_to_stderr, serve
+from fleet_rlm.serving.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeApi:
+    """The command line, as given."""
+
+    bundle: str | None
+    flags: Mapping[str, Any]
+    price: str | None
+    limits: AgentLimits
+    tokens: Path | None
+    server: Mapping[str, Any]
+    """Settings of the server, by their names."""
+
+
+def serve_api_command(request: ServeApi) -> int:
+    """Serve until stopped; the first line on stdout is the base URL.
+
+    Raises:
+        UsageError: bundle, model, key, address, tokens or folder cannot be used.
+        SandboxUnavailable: no isolation holds on this machine.
+    """
+    settings = ServerSettings(
+        tokens=read_tokens(request.tokens, os.environ),
+        timeout_s=request.limits.timeout_s,
+        **request.server,
+    )
+    resolved = resolve(request.flags, os.environ, project_dir(Path.cwd()))
+    engine = Engine(
+        request.bundle, resolved, os.environ, price=request.price, limits=request.limits
+    )
+    service = Service(engine, settings)
+    log_to_stderr()
+
+    def ready(url: str) -> None:
+        if engine.label:
+            print(engine.label, file=sys.stderr)
+        typer.echo(url)
+
+    serve(service, ready)
+    return Exit.OK
