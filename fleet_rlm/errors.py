@@ -3,6 +3,7 @@
     FleetError
     ├─ UsageError            bad flag, config, suite or program            exit 2
     ├─ BudgetExhausted       the run's money or token cap is spent         exit 3 (resumable)
+    ├─ Paused                models or sandboxes fail: nothing is scored   exit 4 (resumable)
     ├─ SandboxUnavailable    no safe place to run generated code           exit 5
     ├─ LimitReached          one sample met a limit: a result, it is scored
     └─ SampleError           one sample failed: missing data, never a zero
@@ -61,6 +62,12 @@ class BudgetExhausted(FleetError):
     """The run's cap is reached; what was paid for is stored and the run can be resumed."""
 
     exit_code = Exit.BUDGET
+
+
+class Paused(FleetError):
+    """A job waits for models or sandboxes that fail; what is finished is stored."""
+
+    exit_code = Exit.COVERAGE
 
 
 class SandboxUnavailable(FleetError):

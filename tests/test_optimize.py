@@ -4,21 +4,13 @@ import json
 import subprocess
 import sys
 
-import dspy
 import pytest
-from scripted import scripted_lm
 
 import fleet_rlm
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import ProgramError, UsageError
-from fleet_rlm.ledger import Ledger, Limits
-from fleet_rlm.program.find import find_program
-from fleet_rlm.program.recursion import ProgramSettings
+from fleet_rlm.errors import UsageError
 from fleet_rlm.project import find_content
-from fleet_rlm.runner.attempt import Bench
 from fleet_rlm.runner.progress import make_progress
-from fleet_rlm.sandbox.redact import Redactor
-from fleet_rlm.search.bootstrap import bootstrap
 from fleet_rlm.search.job import prepare, run_job
 from fleet_rlm.search.recipe import Recipe, load_recipe
 from fleet_rlm.search.split import split
@@ -29,9 +21,12 @@ SMALL = {
     "optimizer": "bootstrap",
     "suite": "quickstart",
     "train": 8,
+    "validation": 6,
     "test": 12,
+    "batch": 3,
     "demos": 2,
-    "overrides": {"lengths": [4000], "windows": 5},
+    "policy": "max-score",
+    "overrides": {"lengths": [4000], "windows": 6},
 }
 
 
@@ -42,21 +37,28 @@ def plan(tmp_path):
 
 
 def test_no_context_is_on_both_sides_of_a_split(plan):
-    found = split(plan, train=20, test=30, seed=3)
-    assert (len(found.train), len(found.test)) == (20, 30)
-    assert not {s.cluster for s in found.train} & {s.cluster for s in found.test}
+    found = split(plan, train=18, validation=18, test=30, seed=3)
+    assert list(map(len, found)) == [18, 18, 30]
+    contexts = [{sample.cluster for sample in part} for part in found]
+    assert sum(map(len, contexts)) == len(set.union(*contexts))
+    # A race looks at the beginning: as many contexts and tasks as it can hold.
+    assert len({s.cluster for s in found.validation[:9]}) == 9
+    assert {s.task for s in found.validation[:9]} == {"needle", "variables", "aggregate"}
     assert {s.task for s in found.test} == {"needle", "variables", "aggregate"}
     assert {s.length for s in found.test} == {4000, 8000}
 
 
 def test_a_split_is_the_same_for_the_same_seed_only(plan):
-    ids = [[s.id for s in split(plan, train=10, test=10, seed=seed).test] for seed in (1, 1, 2)]
+    ids = [
+        [s.id for s in split(plan, train=10, validation=10, test=10, seed=seed).test]
+        for seed in (1, 1, 2)
+    ]
     assert ids[0] == ids[1] != ids[2]
 
 
 def test_too_few_samples_for_a_split_is_one_line(plan):
-    with pytest.raises(UsageError, match="too few for 60 to train on and 60 to test"):
-        split(plan, train=60, test=60, seed=0)
+    with pytest.raises(UsageError, match="too few for 60 to train on, 6 to validate on and 60"):
+        split(plan, train=60, validation=6, test=60, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -105,24 +107,10 @@ def test_a_job_compiles_compares_and_resumes_for_nothing(tmp_path, monkeypatch):
     assert all(path.read_bytes() == before for path, before in files.items())
 
 
-def test_an_outage_ends_the_compilation_and_is_not_taken_for_a_lack_of_successes(plan):
-    lm = scripted_lm(lambda *_: dspy.LMServerError("down"))
-    bench = Bench(
-        program=find_program("direct").make("", ProgramSettings()),
-        root=lm,
-        sub=lm,
-        limits=Limits(),
-        redactor=Redactor(),
-        interpreter_factory=None,
-    )
-    with pytest.raises(ProgramError, match="compiling with bootstrap: LMServerError"):
-        bootstrap(bench, plan[:3], Recipe(**SMALL), Ledger())
-
-
 def test_the_command_prints_only_its_result_on_stdout(tmp_path):
     recipe = {key: value for key, value in SMALL.items() if key != "overrides"}
     lines = [f"{key} = {json.dumps(value)}" for key, value in recipe.items()]
-    lines += ["[overrides]", "lengths = [4000]", "windows = 5"]
+    lines += ["[overrides]", "lengths = [4000]", "windows = 6"]
     (tmp_path / "small.toml").write_text("\n".join(lines))
     done = subprocess.run(
         [sys.executable, "-m", "fleet_rlm.cli.optimize", "run", "small.toml", "--json"],
@@ -146,5 +134,5 @@ def test_recipes_are_listed(tmp_path):
         timeout=60,
         cwd=tmp_path,
     )
-    (row,) = json.loads(done.stdout)
-    assert (row["name"], row["optimizer"]) == ("quickstart", "bootstrap")
+    rows = {row["name"]: row["optimizer"] for row in json.loads(done.stdout)}
+    assert rows == {"joint": "joint", "quickstart": "joint", "settings-only": "settings-only"}

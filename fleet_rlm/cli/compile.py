@@ -17,17 +17,37 @@ from fleet_rlm.project import Content, find_content, project_dir
 from fleet_rlm.report.tables import make_console, print_comparison, print_recipe_list
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import JobResult, prepare, run_job
-from fleet_rlm.search.recipe import load_recipe
+from fleet_rlm.search.recipe import SUB_MODEL, Recipe, load_recipe, make_recipe
 
 
 def compile_command(
-    name: str, flags: Mapping[str, Any], *, out: Path | None, display: str, as_json: bool
+    name: str,
+    flags: Mapping[str, Any],
+    caps: Mapping[str, float | None],
+    *,
+    out: Path | None,
+    display: str,
+    as_json: bool,
 ) -> int:
-    """Run a job and print the comparison; gives the exit code."""
+    """Run a job and print the comparison; gives the exit code.
+
+    Args:
+        name: of the recipe, or its path.
+        flags: settings of `Config` by name; None where the flag was not given.
+        caps: keys of the recipe that flags replace; None where the flag was not given.
+        out: the job's folder.
+        display: how to show progress.
+        as_json: print the result as JSON and nothing else on stdout.
+    """
     _fix_hash_seed()
     project = project_dir(Path.cwd())
-    recipe = load_recipe(find_content("optimize", name, project).path)
-    job = prepare(recipe, resolve(flags, os.environ, project), project, out)
+    path = find_content("optimize", name, project).path
+    recipe = load_recipe(path)
+    given = {key: value for key, value in caps.items() if value is not None}
+    recipe = make_recipe(recipe.model_dump() | given, str(path))
+    job = prepare(
+        recipe, resolve(_models(recipe) | _given(flags), os.environ, project), project, out
+    )
     shown = "none" if as_json else display
     progress = {
         stage: make_progress(shown, f"{recipe.name} {stage}") for stage in ("baseline", "winner")
@@ -40,6 +60,15 @@ def compile_command(
         return Exit.INTERRUPTED
     _show(result, job.arm.label, as_json=as_json)
     return Exit.OK
+
+
+def _models(recipe: Recipe) -> dict[str, Any]:
+    names = {"root": "model", "sub": "sub_model"}
+    return {names[role]: name for role, name in recipe.models.items()}
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def print_recipes(start: Path, *, as_json: bool) -> int:
@@ -66,11 +95,23 @@ def _show(result: JobResult, label: str | None, *, as_json: bool) -> None:
         return
     console = make_console(sys.stdout)
     print_comparison(console, result.baseline, result.winner, result.test, label)
-    console.print(
-        f"demos     {result.demos} worked examples, compiled for ${result.compile_usd:.4f}",
-        markup=False,
-    )
-    bundle = relative(result.bundle)
-    console.print(f"bundle    {bundle}", markup=False, soft_wrap=True)
-    console.print(f"next      fleet-eval run SUITE --program {bundle}", markup=False)
-    console.print(f"          fleet-rlm run --program {bundle} --context FILE --query QUERY")
+    study, usage = result.study, result.usage
+    chosen = ", ".join(f"{name} {value}" for name, value in result.winner["params"].items())
+    sub = result.winner["params"].get(SUB_MODEL)
+    sub = f" --sub-model {sub}" if sub else ""
+    lines = {
+        "winner": f"trial {result.winner['trial']} by {study['policy']}: {chosen}",
+        "study": f"{study['trials']} trials, {study['complete']} on the whole validation;"
+        f" {study['ended']}",
+        "noise": f"choosing among them flatters by {study['noise']['optimism']:+.3f};"
+        f" {study['noise']['stability']:.0%} of redrawn validations choose the same",
+        "matters": " · ".join(f"{name} {share:.0%}" for name, share in study["importances"].items())
+        or "too few trials to tell",
+        "spent": f"${usage['usd']:.4f}, of it ${usage['compile_usd']:.4f} before the test;"
+        f" {usage['calls']:,.0f} calls, {usage['seconds']:.0f} s",
+        "bundle": relative(result.bundle),
+        "next": f"fleet-eval run SUITE --program {relative(result.bundle)}{sub}",
+        "": f"fleet-rlm run --bundle {relative(result.bundle)} --context FILE --query QUERY{sub}",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)

@@ -46,6 +46,11 @@ def run(
     api_base: options.ApiBase = None,
     concurrency: options.Concurrency = None,
     sandbox: options.Sandbox = None,
+    max_usd: options.MaxUsd = None,
+    max_trials: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Trials, the baseline among them.")
+    ] = None,
+    max_seconds: options.MaxSeconds = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Job folder. [default: in runs/jobs/]")
     ] = None,
@@ -62,7 +67,8 @@ def run(
         "concurrency": concurrency,
         "sandbox": sandbox,
     }
-    return compile_command(recipe, flags, out=out, display=display, as_json=as_json)
+    caps = {"max_usd": max_usd, "trials": max_trials, "max_seconds": max_seconds}
+    return compile_command(recipe, flags, caps, out=out, display=display, as_json=as_json)
 
 
 def main() -> None:

@@ -176,14 +176,14 @@ def _demos(path: str, predictor: dspy.Predict) -> list[dict[str, Any]]:
             continue
         kept.append(
             {
-                name: _plain(value, f"Demo {number} of predictor {path!r}, field {name!r},")
+                name: plain(value, f"Demo {number} of predictor {path!r}, field {name!r},")
                 for name, value in shown.items()
             }
         )
     return kept
 
 
-def _plain(value: Any, place: str) -> Any:
+def plain(value: Any, place: str) -> Any:
     """JSON data whose rendering in a prompt is that of `value`."""
     if value is None or isinstance(value, bool | int):
         return value
@@ -203,9 +203,9 @@ def _plain(value: Any, place: str) -> Any:
             fix="compile with max_labeled_demos=0",
         )
     if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="json"), place)
+        return plain(value.model_dump(mode="json"), place)
     if isinstance(value, list | tuple):
-        return [_plain(item, place) for item in value]
+        return [plain(item, place) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, place) for key, item in value.items()}
+        return {key: plain(item, place) for key, item in value.items()}
     raise UsageError(f"{place} is a {type(value).__name__} that JSON cannot hold.")

@@ -10,7 +10,7 @@ from math import ceil
 
 from fleet_rlm.board import Board, Column
 from fleet_rlm.errors import BudgetExhausted
-from fleet_rlm.ledger import Caps, Usage, check_caps
+from fleet_rlm.ledger import Caps, Purse, Usage, check_caps
 from fleet_rlm.runner.record import Record
 
 WARN_AT = (0.5, 0.8)
@@ -40,6 +40,7 @@ class RunPurse:
         board: where the processes of this session book.
         before: what earlier sessions used.
         started: monotonic time at which this session began; the same clock in every process.
+        outer: what a larger whole may spend that this run is a part of.
         clock: seconds, monotonic.
     """
 
@@ -50,16 +51,20 @@ class RunPurse:
         before: Before,
         started: float,
         *,
+        outer: Purse | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.caps = caps
         self.board = board
         self.before = before
         self.started = started
+        self._outer = outer
         self._clock = clock
 
     def book(self, usage: Usage) -> None:
         """Take one call's usage out."""
+        if self._outer is not None:
+            self._outer.book(usage)
         if usage.calls:
             self.board.add(Column.CALLS, usage.calls)
             self.board.add(Column.TOKENS, usage.tokens)
@@ -69,8 +74,10 @@ class RunPurse:
         """Called before each model call.
 
         Raises:
-            BudgetExhausted: a cap is met.
+            BudgetExhausted: a cap is met, of the run or of what it is a part of.
         """
+        if self._outer is not None:
+            self._outer.check()
         caps = self.caps
         if caps.usd is None and caps.tokens is None and caps.seconds is None:
             return

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fleet_rlm.board import Board
 from fleet_rlm.errors import BudgetExhausted, UsageError
-from fleet_rlm.ledger import Caps
+from fleet_rlm.ledger import Caps, Purse
 from fleet_rlm.lm.connect import connect
 from fleet_rlm.lm.throttle import Gate
 from fleet_rlm.runner.arm import Arm, lock
@@ -106,6 +106,17 @@ class Effort:
         return max(1, min(cores // CORES_A_WORKER, busy // SAMPLES_A_WORKER))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """What several runs share that are parts of one job. They run in one process."""
+
+    purse: Purse
+    """What the job may spend; each run books in it too."""
+
+    stop: StopFlag
+    """Stops all of them: a cap or a refusal that one meets holds for the others."""
+
+
 def run_arm(
     arm: Arm,
     plan: Plan,
@@ -115,6 +126,7 @@ def run_arm(
     progress: Progress,
     command: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
+    whole: Whole | None = None,
 ) -> Finished:
     """Run what is owed and summarize.
 
@@ -126,6 +138,7 @@ def run_arm(
         progress: told of each step.
         command: what made this run, stored so that `fleet-eval resume` can repeat it.
         env: where secrets to redact are found; this process's environment when absent.
+        whole: what this run is a part of, if anything.
 
     Raises:
         UsageError: the folder holds another arm, cannot be written, or the model's service refused
@@ -136,9 +149,11 @@ def run_arm(
         run = _open_run(store, arm, plan, command)
         started = time.monotonic()
         before, before_s = len(store.records), wall_so_far(folder)
-        stop = StopFlag()
+        stop = StopFlag() if whole is None else whole.stop
         redactor = Redactor.from_env(os.environ if env is None else env)
-        session = _Session(arm, plan, store, redactor, stop, effort, progress, started, before_s)
+        session = _Session(
+            arm, plan, store, redactor, stop, effort, progress, started, before_s, whole
+        )
         try:
             session.run()
         finally:
@@ -148,7 +163,8 @@ def run_arm(
             wall_s = before_s + spent_s
             summary = summarize(run, store.records, plan.keys, wall_s, store.abandoned)
             store.write_json("summary.json", summary)
-    _point_latest(folder)
+    if whole is None:
+        _point_latest(folder)
     budget = stop.error if isinstance(stop.error, BudgetExhausted) else None
     if stop.error is not None and budget is None:
         raise stop.error
@@ -187,8 +203,10 @@ class _Session:
         progress: Progress,
         started: float,
         before_s: float,
+        whole: Whole | None,
     ) -> None:
         self.arm, self.plan, self.store = arm, plan, store
+        self.outer = whole.purse if whole else None
         self.stop, self.effort, self.progress = stop, effort, progress
         self.redactor = redactor
         spent = store.spent
@@ -203,7 +221,7 @@ class _Session:
             return
         rows = self.effort.processes(len(jobs))
         board = Board(rows)
-        self.purse = RunPurse(self.effort.caps, board, self.before, self.started)
+        self.purse = RunPurse(self.effort.caps, board, self.before, self.started, outer=self.outer)
         self.reserve = Reserve(self.purse)
         for record in last_records(self.store.records).values():
             if record.status != "error":

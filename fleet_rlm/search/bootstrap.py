@@ -1,70 +1,170 @@
-"""Worked examples from a program's own successes (DSPy's BootstrapFewShot)."""
+"""Worked examples from a program's own successes, of one pass over the training samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
-from typing import Any
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import dspy
+import orjson
+from dspy.primitives.repl_types import REPLEntry, REPLHistory
 
-from fleet_rlm.errors import ProgramError, boundary
-from fleet_rlm.ledger import Ledger
-from fleet_rlm.runner.attempt import Bench, bench_context, headline_score
-from fleet_rlm.search.recipe import Recipe
+from fleet_rlm.errors import UsageError
+from fleet_rlm.program.context_ref import shorten
+from fleet_rlm.program.state import plain
+from fleet_rlm.runner.store import write_atomic
+from fleet_rlm.search.candidates import Demo, learning_predictors
 from fleet_rlm.suites.plan import PlannedSample
 
+SETS = 4
+"""Demo sets to draw, beside the baseline's own."""
 
-def bootstrap(
-    bench: Bench,
-    samples: Sequence[PlannedSample],
-    recipe: Recipe,
-    ledger: Ledger,
-) -> dspy.Module:
-    """Run the program on training samples and keep steps of its successes as demos.
+KEPT_CHARS = 600
+"""Characters of an earlier turn's output that a worked example keeps; its code stays whole."""
+
+LAST_SHARE = 0.5
+"""Share of worked examples that are a trajectory's last step, as in DSPy's BootstrapFewShot."""
+
+
+class Traced(dspy.Module):
+    """A program that writes down the steps of each answer, for worked examples.
+
+    Training samples so run like any others, in parallel, stored and resumed; DSPy's own bootstrap
+    runs them one after another (stanfordnlp/dspy#8960).
 
     Args:
-        bench: program, models and sandbox.
-        samples: to learn from, in order; it stops when it has enough.
-        recipe: how many demos, and from which score on a trajectory counts as a success.
-        ledger: books what this costs.
+        program: what answers.
+        folder: where steps are written, a file an answer.
+    """
 
-    Returns:
-        A compiled copy; demos hold a preview of the context, never the whole.
+    def __init__(self, program: dspy.Module, folder: Path) -> None:
+        super().__init__()
+        self.program = program
+        self.folder = folder
+
+    def forward(self, context: str, query: str) -> dspy.Prediction:
+        """Answer, and leave the steps on disk before the answer is recorded."""
+        found = self.program(context=context, query=query)
+        names = {id(p): name for name, p in learning_predictors(self.program).items()}
+        steps = [
+            {"predictor": names[id(predictor)], "demo": _demo(inputs, dict(outputs))}
+            for predictor, inputs, outputs in dspy.settings.trace
+            if id(predictor) in names
+        ]
+        self.folder.mkdir(exist_ok=True)
+        write_atomic(_place(self.folder, context, query), orjson.dumps(steps))
+        return found
+
+
+class Step(NamedTuple):
+    """A worked example and where it comes from."""
+
+    sample: PlannedSample
+    is_last: bool
+    demo: Demo
+
+
+def read_steps(
+    folder: Path, passed: Sequence[PlannedSample]
+) -> Mapping[str, Mapping[str, list[Step]]]:
+    """Predictor -> sample -> the steps that the predictor made on its way to a success.
+
+    Args:
+        folder: of a `Traced` program.
+        passed: the samples whose answers were good enough.
 
     Raises:
-        ProgramError: a model, the sandbox or the program failed; nothing is kept, so that the same
-            command tries again.
+        UsageError: the steps of a sample are missing.
     """
-    planned = {sample.id: sample for sample in samples}
-
-    def metric(example: dspy.Example, prediction: dspy.Prediction, _trace: Any = None) -> float:
-        return headline_score(str(prediction.get("answer") or ""), planned[example.sample])
-
-    # Raw labelled examples would be stored with their whole contexts and never shown.
-    optimizer = dspy.BootstrapFewShot(
-        metric=metric,
-        metric_threshold=recipe.threshold,
-        max_bootstrapped_demos=recipe.demos,
-        max_labeled_demos=0,
-        max_errors=1,  # an outage must not pass for a program that has no successes
-    )
-    examples = [_example(sample) for sample in samples]
-    # The optimizer prints and draws bars of its own; stdout is for the result.
-    with (
-        boundary(ProgramError, "compiling with bootstrap"),
-        bench_context(bench, ledger),
-        redirect_stdout(StringIO()),
-        redirect_stderr(StringIO()),
-    ):
-        compiled = optimizer.compile(bench.program, trainset=examples)
-    # A compiled child would be frozen, and left out of the state, inside a larger program.
-    compiled._compiled = False
-    return compiled
+    pool: dict[str, dict[str, list[Step]]] = {}
+    for planned in passed:
+        sample = planned.build()
+        path = _place(folder, sample.context, sample.query)
+        try:
+            steps = orjson.loads(path.read_bytes())
+        except (OSError, ValueError):
+            raise UsageError(f"{path} cannot be read.", fix="--out DIR, a new job") from None
+        last = {step["predictor"]: position for position, step in enumerate(steps)}
+        for position, step in enumerate(steps):
+            if _is_failed(step["demo"]):
+                continue
+            name = step["predictor"]
+            mine = pool.setdefault(name, {}).setdefault(planned.id, [])
+            mine.append(Step(planned, position == last[name], step["demo"]))
+    return pool
 
 
-def _example(planned: PlannedSample) -> dspy.Example:
-    sample = planned.build()
-    example = dspy.Example(context=sample.context, query=sample.query, sample=sample.id)
-    return example.with_inputs("context", "query")
+def draw_demo_sets(
+    pool: Mapping[str, list[Step]], *, size: int, seed: int
+) -> list[tuple[Demo, ...]]:
+    """Sets of worked examples for one predictor, each from as many kinds of task as there are.
+
+    The first set has `size` examples, the others between one and that.
+
+    Args:
+        pool: sample -> steps, as `read_steps` gives them.
+        size: examples of a set, at most.
+        seed: of the draws.
+    """
+    sets: dict[bytes, tuple[Demo, ...]] = {}
+    for number in range(SETS):
+        rng = random.Random(f"demos:{seed}:{number}")
+        wanted = size if number == 0 else rng.randint(1, size)
+        drawn = tuple(_pick(pool[sample], rng) for sample in _mixed(pool, rng)[:wanted])
+        sets.setdefault(orjson.dumps(drawn, option=orjson.OPT_SORT_KEYS), drawn)
+    return [found for found in sets.values() if found]
+
+
+def _mixed(pool: Mapping[str, list[Step]], rng: random.Random) -> list[str]:
+    """Samples in random order, one of each task before the second of any."""
+    names = sorted(pool)
+    rng.shuffle(names)
+    turns: dict[str, int] = {}
+    keyed = []
+    for name in names:
+        task = pool[name][0].sample.task
+        turns[task] = turns.get(task, -1) + 1
+        keyed.append((turns[task], name))
+    return [name for _, name in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _pick(steps: Sequence[Step], rng: random.Random) -> Demo:
+    last = [step for step in steps if step.is_last]
+    earlier = [step for step in steps if not step.is_last]
+    chosen = last if last and (not earlier or rng.random() < LAST_SHARE) else earlier
+    return rng.choice(chosen).demo
+
+
+def _place(folder: Path, context: str, query: str) -> Path:
+    text = f"{query}\x1f{context}".encode("utf-8", "surrogatepass")
+    return folder / f"{hashlib.blake2b(text, digest_size=12).hexdigest()}.json"
+
+
+def _demo(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in {**inputs, **outputs}.items() if name != "signature"}
+    trimmed = {
+        name: _trim(value) if isinstance(value, REPLHistory) else value
+        for name, value in fields.items()
+    }
+    return {
+        "augmented": True,
+        **{name: plain(value, f"Field {name!r} of a step") for name, value in trimmed.items()},
+    }
+
+
+def _trim(history: REPLHistory) -> REPLHistory:
+    entries = [
+        REPLEntry(
+            reasoning=entry.reasoning, code=entry.code, output=shorten(entry.output, KEPT_CHARS)
+        )
+        for entry in history
+    ]
+    return REPLHistory(entries=entries, max_output_chars=history.max_output_chars)
+
+
+def _is_failed(demo: Mapping[str, Any]) -> bool:
+    # A step that follows an error shows how to mend one; a step in a prompt should show none.
+    return "[Error]" in str(demo.get("repl_history", ""))

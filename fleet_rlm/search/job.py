@@ -1,34 +1,59 @@
-"""Runs one compilation: the baseline and the compiled program on the same sealed test."""
+"""Runs one compilation: candidates, study, then baseline and winner on the same sealed test."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import dspy
 
 from fleet_rlm.config import Resolved
 from fleet_rlm.errors import UsageError
-from fleet_rlm.ledger import Ledger, Limits
-from fleet_rlm.lm.connect import specify_pair
+from fleet_rlm.ledger import Caps, Limits
+from fleet_rlm.lm.connect import ModelSpec, specify_pair
 from fleet_rlm.program.bundle import save
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.program.manifest import Evidence, Score
+from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
+from fleet_rlm.runner.executor import StopFlag, stop_on_signals
 from fleet_rlm.runner.record import last_records
-from fleet_rlm.runner.run import Effort, Plan, Progress, make_bench, run_arm
+from fleet_rlm.runner.run import Progress, Whole
 from fleet_rlm.runner.store import repair_and_read, write_atomic
 from fleet_rlm.runner.summary import sample_means
 from fleet_rlm.sandbox import levels
-from fleet_rlm.sandbox.redact import Redactor
-from fleet_rlm.search.bootstrap import bootstrap
-from fleet_rlm.search.recipe import Recipe
+from fleet_rlm.search.bootstrap import Traced, draw_demo_sets, read_steps
+from fleet_rlm.search.candidates import (
+    Candidates,
+    as_it_is,
+    read_candidates,
+    write_candidates,
+)
+from fleet_rlm.search.lab import PATIENCE_S, Interrupted, Lab
+from fleet_rlm.search.policy import Noise, selection_noise
+from fleet_rlm.search.recipe import SUB_MODEL, Recipe
+from fleet_rlm.search.space import check_space, make_space
+from fleet_rlm.search.spending import JobPurse
 from fleet_rlm.search.split import Split, split
+from fleet_rlm.search.study import Study, StudyResult, TrialResult
 from fleet_rlm.statistics.paired import Comparison, compare
 from fleet_rlm.suites.suite import Suite, load_suite
+
+MARGIN = 1.5
+"""What is held back for the sealed test, as a multiple of what it is expected to take."""
+
+UNBOUND = ("description", "trials", "max_usd", "max_seconds")
+"""Keys of a recipe that may change while its job is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +62,19 @@ class JobResult:
 
     folder: Path
     bundle: Path
-    """The compiled program, for `fleet_rlm.load` and `--program`."""
+    """The winner, for `fleet_rlm.load` and `--program`."""
 
     baseline: dict[str, Any]
     """Summary of the sealed test, before."""
 
     winner: dict[str, Any]
-    """Summary of the sealed test, compiled."""
+    """Summary of the sealed test, compiled, with the winner's `trial` and `params`."""
+
+    front: list[dict[str, Any]]
+    """Trials that no other beats on the validation."""
+
+    study: dict[str, Any]
+    """How the search went: trials, why it ended, importances, selection noise."""
 
     test: Comparison
     """Winner against baseline on the sealed test."""
@@ -51,17 +82,25 @@ class JobResult:
     demos: int
     """Worked examples in the compiled prompts."""
 
-    compile_usd: float
+    usage: dict[str, float]
+    """Of the whole job: `usd`, `calls`, `tokens`, `seconds`, and `compile_usd` without the test."""
+
+    @property
+    def compile_usd(self) -> float:
+        return self.usage["compile_usd"]
 
     def to_json(self) -> dict[str, Any]:
+        scores = {"baseline": self.baseline["score"], "winner": self.winner["score"]}
         return {
             "job": self.folder.name,
             "bundle": str(self.bundle),
             "baseline": self.baseline,
             "winner": self.winner,
-            "test": asdict(self.test),
+            "front": self.front,
+            "study": self.study,
+            "test": scores | asdict(self.test),
             "demos": self.demos,
-            "usage": {"compile_usd": self.compile_usd},
+            "usage": self.usage,
         }
 
 
@@ -75,25 +114,37 @@ class Compilation:
     arm: Arm
     """The baseline."""
 
+    models: Mapping[str, ModelSpec]
+    """Models that the space names, by name."""
+
     folder: Path
     concurrency: int
+    caps: Caps = field(default_factory=Caps)
+    patience_s: Sequence[float] = PATIENCE_S
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this job: trials and caps may be raised and the job resumed."""
+        recipe = self.recipe.model_dump(mode="json", exclude=set(UNBOUND))
+        return {"recipe": recipe, "arm": self.arm.identity(), "suite": self.suite.digest}
 
 
 def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None) -> Compilation:
     """Check everything that can be checked before a model is called.
 
     Raises:
-        UsageError: unknown suite, program or model, no key, too few samples.
+        UsageError: unknown suite, program, setting or model, no key, too few samples.
         SandboxUnavailable: no isolation holds here.
     """
     suite = load_suite(find_content("evals", recipe.suite, project).path)
     suite = suite.override({"seed": recipe.seed, **recipe.overrides})
     entry = find_program(recipe.program)
     root, sub = specify_pair(resolved, os.environ)
+    settings = parse_settings(recipe.program, recipe.settings)
+    check_space(recipe.space, settings)
     arm = Arm(
         program=recipe.program,
         entry=entry,
-        settings=parse_settings(recipe.program, recipe.settings),
+        settings=settings,
         root=root,
         sub=sub,
         sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
@@ -103,94 +154,316 @@ def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None)
     return Compilation(
         recipe=recipe,
         suite=suite,
-        split=split(suite.plan(), train=recipe.train, test=recipe.test, seed=recipe.seed),
+        split=split(
+            suite.plan(),
+            train=recipe.train if recipe.learns else 0,
+            validation=recipe.validation,
+            test=recipe.test,
+            seed=recipe.seed,
+        ),
         arm=arm,
+        models=_sub_models(recipe, resolved, sub),
         folder=out or project / resolved.config.runs_dir / "jobs" / name,
         concurrency=resolved.config.concurrency,
+        caps=Caps(usd=recipe.max_usd, seconds=recipe.max_seconds),
     )
+
+
+def _sub_models(recipe: Recipe, resolved: Resolved, sub: ModelSpec) -> dict[str, ModelSpec]:
+    found = {sub.name: sub}
+    for name in map(str, recipe.space.get(SUB_MODEL, ())):
+        asked = replace(resolved, config=resolved.config.model_copy(update={"sub_model": name}))
+        found[name] = specify_pair(asked, os.environ)[1]
+    return found
 
 
 def run_job(job: Compilation, progress: Mapping[str, Progress]) -> JobResult | None:
-    """Baseline on the sealed test, compile on the training samples, winner on the same test.
+    """Candidates, study, sealed test, bundle; what an earlier session has finished is kept.
 
-    Both evaluations are ordinary run folders inside the job's, so the same call again resumes them.
+    Every evaluation is an ordinary run folder inside the job's. The test is opened once, for the
+    baseline and the winner, when the winner is chosen and written down.
 
     Args:
         job: from `prepare`.
-        progress: one each for "baseline" and "winner".
+        progress: one each for "baseline" and "winner", on the sealed test.
 
     Returns:
         None when it was interrupted; the same call again goes on.
+
+    Raises:
+        UsageError: the folder holds another job or cannot be written, the scorer fails, or the
+            space has one point.
+        BudgetExhausted: a cap is met before there is a result; a higher one goes on.
+        Paused: models or sandboxes keep failing.
     """
-    plan = Plan(suite=job.suite, samples=job.split.test)
-    baseline = run_arm(
-        job.arm,
-        plan,
-        job.folder / "baseline",
-        effort=Effort(concurrency=job.concurrency),
-        progress=progress["baseline"],
-    )
-    if baseline.interrupted:
-        return None
-    progress["winner"].say(
-        f"Compiling with {job.recipe.optimizer} on {len(job.split.train)} training samples."
-    )
-    state, compile_usd = _compiled_state(job)
-    winner = run_arm(
-        replace(job.arm, state=state),
-        plan,
-        job.folder / "winner",
-        effort=Effort(concurrency=job.concurrency),
-        progress=progress["winner"],
-    )
-    if winner.interrupted:
-        return None
-    result = JobResult(
-        folder=job.folder,
-        bundle=_export(job, state, baseline.summary, winner.summary),
-        baseline=baseline.summary,
-        winner=winner.summary,
-        test=_compare(job),
-        demos=sum(len(part.get("demos", ())) for part in state.values()),
-        compile_usd=compile_usd,
-    )
-    _write(job.folder / "result.json", result.to_json())
-    return result
+    with _opened(job) as purse:
+        stop = StopFlag()
+        with stop_on_signals(stop, progress["baseline"].say):
+            try:
+                return _Session(job, purse, stop, progress).run()
+            except Interrupted:
+                return None
 
 
-def _compiled_state(job: Compilation) -> tuple[dict[str, Any], float]:
-    """The compiled program's state, read back when an earlier session already paid for it."""
-    path = job.folder / "compiled.json"
-    wanted = {"recipe": job.recipe.model_dump(mode="json"), "arm": job.arm.identity()}
-    if path.exists():
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if stored["for"] == wanted:
-            return stored["state"], stored["usd"]
-    ledger = Ledger()
-    bench = make_bench(job.arm, Redactor.from_env(os.environ))
-    compiled = bootstrap(bench, job.split.train, job.recipe, ledger)
-    state = compiled.dump_state(json_mode=True)
-    usd = ledger.total.usd
-    _write(path, {"for": wanted, "state": state, "usd": usd})
-    return state, usd
+class _Session:
+    """One go at a job."""
+
+    def __init__(
+        self, job: Compilation, purse: JobPurse, stop: StopFlag, progress: Mapping[str, Progress]
+    ) -> None:
+        self.job, self.purse, self.progress = job, purse, progress
+        self.say = progress["baseline"].say
+        self.stop = stop
+        program = job.arm.make_program()
+        self.lab = Lab(
+            folder=job.folder,
+            suite=job.suite,
+            arm=job.arm,
+            models=job.models,
+            candidates=as_it_is(program),
+            whole=Whole(purse=purse, stop=stop),
+            concurrency=job.concurrency,
+            epochs=job.recipe.epochs,
+            patience_s=job.patience_s,
+            say=self.say,
+        )
+
+    def run(self) -> JobResult:
+        job, recipe = self.job, self.job.recipe
+        self.lab = replace(self.lab, candidates=self._candidates())
+        space = make_space(recipe, job.arm.settings, job.arm.sub.name, self.lab.candidates)
+        self.size = space.size
+        study = Study(
+            self.lab,
+            space,
+            job.split.validation,
+            trials=recipe.trials,
+            batch=recipe.batch,
+            policy=recipe.policy,
+            seed=recipe.seed,
+        )
+        sealed = job.folder / "sealed.json"
+        # Once the test is open, a longer search would choose with it in sight.
+        found = study.result() if sealed.exists() else study.run(self._tell)
+        if self.stop and self.stop.error is None:
+            raise Interrupted
+        chosen = self._seal(sealed, found)
+        return self._test(study, found, chosen)
+
+    def _candidates(self) -> Candidates:
+        """What the study may put into prompts: stored before the search, read back after a kill."""
+        job, path = self.job, self.job.folder / "candidates.json"
+        if (stored := read_candidates(path, job.identity())) is not None:
+            return stored
+        found = self.lab.candidates
+        if job.recipe.learns:
+            found = self._with_demos(found)
+        write_candidates(path, found, job.identity())
+        return found
+
+    def _with_demos(self, found: Candidates) -> Candidates:
+        job, train = self.job, self.job.split.train
+        self.say(f"Collecting worked examples from {len(train)} training samples.")
+        folder = job.folder / "train"
+        steps = folder / "steps"
+        traced = replace(job.arm.entry, make=partial(_traced, job.arm.entry.make, steps))
+        self.lab.run(replace(job.arm, entry=traced), train, folder)
+        scores = sample_means(last_records(repair_and_read(folder / "records.jsonl")).values())
+        passed = [s for s in train if scores.get(s.id, 0.0) >= job.recipe.threshold]
+        self.say(f"{len(passed)} of {len(train)} scored {job.recipe.threshold:g} or more.")
+        pool = read_steps(steps, passed)
+        drawn = {
+            name: draw_demo_sets(pool[name], size=job.recipe.demos, seed=job.recipe.seed)
+            for name in found.predictors
+            if name in pool
+        }
+        demos = {name: (*own, *drawn.get(name, ())) for name, own in found.demos.items()}
+        return replace(found, demos=demos)
+
+    def _tell(self, found: StudyResult) -> None:
+        self._hold(found)
+        done, of = len(found.trials), min(self.job.recipe.trials, self.size)
+        best, cap = found.trial(found.winner), self.purse.caps.usd
+        values = best.values
+        assert values is not None
+        self.say(
+            f"study  {done}/{of} trials  best {values.score:.3f} at"
+            f" ${values.usd:.4f} a sample (trial {best.number})  front {len(found.front)}"
+            f"  ${self.purse.usage.usd:.4f}" + ("" if cap is None else f" of {cap:g}")
+        )
+
+    def _hold(self, found: StudyResult) -> None:
+        """Hold back what the sealed test will take: both arms, the dearest and slowest so far."""
+        complete = [trial for trial in found.trials if trial.outcome == "complete"]
+        samples = 2 * len(self.job.split.test) * self.job.recipe.epochs
+        usd = max(fmean(trial.measured.usd.values()) for trial in complete)
+        clock = [
+            record.working_s
+            for record in repair_and_read(self.lab.folder_of(complete[0].params) / "records.jsonl")
+        ]
+        seconds = fmean(clock) / min(self.job.concurrency, samples)
+        self.purse.held = Caps(usd=MARGIN * samples * usd, seconds=MARGIN * samples * seconds)
+
+    def _seal(self, path: Path, found: StudyResult) -> TrialResult:
+        """Write the winner down before the test is opened; afterwards it stays the winner."""
+        if not path.exists():
+            opened = datetime.now(UTC).isoformat(timespec="seconds")
+            content = {
+                "winner": found.winner,
+                "opened": opened,
+                "ended": found.ended,
+                "compile": self.purse.usage.to_json(),
+            }
+            _write(path, content)
+        return found.trial(json.loads(path.read_text(encoding="utf-8"))["winner"])
+
+    def _test(self, study: Study, found: StudyResult, chosen: TrialResult) -> JobResult:
+        job, recipe = self.job, self.job.recipe
+        self.purse.held = Caps()
+        # A study that a cap ended has stopped what shared its flag; the test starts afresh.
+        stop = StopFlag()
+        self.lab = replace(self.lab, whole=Whole(purse=self.purse, stop=stop))
+        with stop_on_signals(stop, self.say):
+            arms = {"baseline": job.arm, "winner": self.lab.arm_of(chosen.params)}
+            summaries = {}
+            for name in ("baseline", "winner") if chosen.number else ("baseline",):
+                summaries[name] = self.lab.run(
+                    arms[name], job.split.test, job.folder / name, progress=self.progress[name]
+                ).summary
+        sealed = json.loads((job.folder / "sealed.json").read_text(encoding="utf-8"))
+        before, after = summaries["baseline"], summaries.get("winner", summaries["baseline"])
+        program = arms["winner"].make_program()
+        result = JobResult(
+            folder=job.folder,
+            bundle=self._export(program, arms["winner"], chosen, before, after),
+            baseline=before,
+            winner=after | {"trial": chosen.number, "params": dict(chosen.params)},
+            front=[_shown(found.trial(number)) for number in found.front],
+            study={
+                "trials": len(found.trials),
+                "complete": sum(trial.outcome == "complete" for trial in found.trials),
+                "ended": sealed["ended"],
+                "policy": recipe.policy,
+                "importances": study.importances(),
+                "noise": self._noise(found)._asdict(),
+            },
+            test=self._compare("winner" if chosen.number else "baseline"),
+            demos=sum(len(predictor.demos) for predictor in program.predictors()),
+            usage=self._usage(sealed["compile"]["usd"]),
+        )
+        stored = job.folder / "result.json"
+        if not stored.exists():
+            _write(stored, result.to_json())
+        return result
+
+    def _usage(self, compile_usd: float) -> dict[str, float]:
+        path = self.job.folder / "result.json"
+        if path.exists():  # looking at a finished job again takes none of its time
+            stored: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["usage"]
+            return stored
+        spent = self.purse.usage
+        return {
+            "usd": round(spent.usd, 9),
+            "calls": spent.calls,
+            "tokens": spent.tokens,
+            "seconds": round(spent.seconds, 3),
+            "compile_usd": compile_usd,
+        }
+
+    def _noise(self, found: StudyResult) -> Noise:
+        able = {
+            trial.number: trial.measured
+            for trial in found.trials
+            if trial.outcome == "complete" and trial.is_feasible
+        }
+        cluster_of = {sample.id: sample.cluster for sample in self.job.split.validation}
+        recipe = self.job.recipe
+        return selection_noise(able, cluster_of, recipe.policy, seed=recipe.seed)
+
+    def _export(
+        self,
+        program: dspy.Module,
+        arm: Arm,
+        chosen: TrialResult,
+        before: dict[str, Any],
+        after: dict[str, Any],
+    ) -> Path:
+        job = self.job
+        folder = job.folder / "bundle"
+        if folder.exists():
+            return folder
+        evidence = Evidence(
+            model_kind=arm.root.kind,
+            models={"root": arm.root.name, "sub": arm.sub.name},
+            suite=job.suite.name,
+            before=_score(before),
+            after=_score(after),
+            data={"suite": job.suite.digest},
+            optimizer=job.recipe.optimizer,
+            seed=job.recipe.seed,
+            job=job.folder.name,
+            trial=chosen.number,
+        )
+        return save(program, folder, evidence=evidence)
+
+    def _compare(self, winner: str) -> Comparison:
+        baseline, compiled = (
+            last_records(repair_and_read(self.job.folder / name / "records.jsonl")).values()
+            for name in ("baseline", winner)
+        )
+        cluster_of = {sample.id: sample.cluster for sample in self.job.split.test}
+        found = compare(sample_means(baseline), sample_means(compiled), cluster_of)
+        if found is None:
+            raise UsageError(
+                f"No sample of the test was scored both before and after: see {self.job.folder}.",
+                fix="the same command again",
+            )
+        return found
 
 
-def _export(
-    job: Compilation, state: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
-) -> Path:
-    program = replace(job.arm, state=state).make_program()
-    evidence = Evidence(
-        model_kind=job.arm.root.kind,
-        models={"root": job.arm.root.name, "sub": job.arm.sub.name},
-        suite=job.suite.name,
-        before=_score(before),
-        after=_score(after),
-        data={"suite": job.suite.digest},
-        optimizer=job.recipe.optimizer,
-        seed=job.recipe.seed,
-        job=job.folder.name,
-    )
-    return save(program, job.folder / "bundle", evidence=evidence)
+@contextmanager
+def _opened(job: Compilation) -> Iterator[JobPurse]:
+    """The job's folder, for this process alone.
+
+    Raises:
+        UsageError: it holds another job, is in use, or cannot be written.
+    """
+    folder = job.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UsageError(f"Cannot write {folder}: {error.strerror}.", fix="--out DIR") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"Job folder {folder} is in use by another process; wait, or use --out."
+            ) from None
+        path, identity = folder / "job.json", job.identity()
+        if not path.exists():
+            _write(path, identity)
+        elif (was := json.loads(path.read_text(encoding="utf-8"))) != identity:
+            differs = [key for key in identity if was.get(key) != identity[key]]
+            raise UsageError(
+                f"{folder} holds another job: {' and '.join(differs)} differ.",
+                fix="--out DIR with a new folder",
+            )
+        purse = JobPurse(folder / "spending.jsonl", job.caps)
+        try:
+            yield purse
+        finally:
+            purse.close()
+
+
+def _traced(make: Any, folder: Path, guidance: str, settings: ProgramSettings) -> dspy.Module:
+    return Traced(make(guidance, settings), folder)
+
+
+def _shown(trial: TrialResult) -> dict[str, Any]:
+    assert trial.values is not None
+    return {"trial": trial.number, **asdict(trial.values), "params": dict(trial.params)}
 
 
 def _score(summary: dict[str, Any]) -> Score | None:
@@ -206,21 +479,5 @@ def _score(summary: dict[str, Any]) -> Score | None:
     )
 
 
-def _compare(job: Compilation) -> Comparison:
-    baseline, winner = (
-        last_records(repair_and_read(job.folder / name / "records.jsonl")).values()
-        for name in ("baseline", "winner")
-    )
-    cluster_of = {sample.id: sample.cluster for sample in job.split.test}
-    found = compare(sample_means(baseline), sample_means(winner), cluster_of)
-    if found is None:
-        raise UsageError(
-            f"No sample of the test was scored both before and after: see {job.folder}.",
-            fix="the same command again",
-        )
-    return found
-
-
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())

@@ -1,14 +1,23 @@
-"""The recipe file: what is compiled, on which samples, and how."""
+"""The recipe file: what is compiled, on which samples, over which space, and for how much."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fleet_rlm.config import read_toml
 from fleet_rlm.errors import UsageError, nearest
+
+Optimizer = Literal["bootstrap", "settings-only", "joint"]
+Choice = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
+
+SUB_MODEL = "sub_model"
+"""The dimension of a space that is a model, not a setting."""
+
+POLICY = re.compile(r"max-score|knee|cheapest-within=(0(\.\d+)?|1)")
 
 
 class Recipe(BaseModel):
@@ -18,17 +27,32 @@ class Recipe(BaseModel):
 
     name: str
     description: str = ""
-    optimizer: Literal["bootstrap"]
-    """How candidates are made: "bootstrap" keeps worked examples of the program's successes."""
+    optimizer: Optimizer = "joint"
+    """What is searched: "bootstrap" worked examples, "settings-only" the space, "joint" all."""
 
     program: str = "rlm"
     suite: str
     seed: int = 0
-    train: Annotated[int, Field(ge=1)]
+    train: Annotated[int, Field(ge=0)] = 16
     """Samples to learn from, in contexts of their own."""
+
+    validation: Annotated[int, Field(ge=2)] = 24
+    """Samples that trials are compared on, in contexts of their own."""
 
     test: Annotated[int, Field(ge=2)]
     """Samples of the sealed test: read once, for baseline and winner, in contexts of their own."""
+
+    trials: Annotated[int, Field(ge=2, le=10_000)] = 24
+    """Candidates to try, the baseline among them."""
+
+    batch: Annotated[int, Field(ge=2)] = 8
+    """Validation samples of a trial's first rung; each further rung has twice as many."""
+
+    epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    """Repetitions of each sample, where scores are noisy."""
+
+    policy: str = "cheapest-within=0.02"
+    """Who wins of those that no other beats in score, dollars and latency at once."""
 
     demos: Annotated[int, Field(ge=1, le=16)] = 3
     """Worked examples in the compiled prompt, at most."""
@@ -36,11 +60,35 @@ class Recipe(BaseModel):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Score from which a trajectory may become a worked example."""
 
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+    """Cap on the job, in dollars."""
+
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Cap on the job's running time, in seconds."""
+
     settings: dict[str, int] = Field(default_factory=dict)
-    """Recursion settings of the program."""
+    """Settings of the baseline."""
+
+    space: dict[str, list[Choice]] = Field(default_factory=dict)
+    """Setting, or `sub_model`, to the values that are tried beside the baseline's."""
+
+    models: dict[Literal["root", "sub"], str] = Field(default_factory=dict)
+    """Role to model; flags go before."""
 
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Suite keys, as `--set` takes them."""
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, policy: str) -> str:
+        if not POLICY.fullmatch(policy):
+            raise ValueError("must be max-score, knee or cheapest-within=0.02")
+        return policy
+
+    @property
+    def learns(self) -> bool:
+        """Whether training samples are run."""
+        return self.optimizer != "settings-only"
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -56,9 +104,24 @@ def load_recipe(path: Path) -> Recipe:
     for key in raw:
         if key not in Recipe.model_fields:
             raise UsageError(f"{path}: unknown key {key!r}. {nearest(key, Recipe.model_fields)}")
+    return make_recipe(raw, str(path))
+
+
+def make_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """A recipe of these values.
+
+    Raises:
+        UsageError: the first value that does not fit, and where.
+    """
     try:
-        return Recipe(**raw)
+        recipe = Recipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: {place}: {first['msg']}") from None
+        raise UsageError(f"{where}: {place}: {first['msg']}") from None
+    if recipe.learns and recipe.train < 1:
+        raise UsageError(
+            f"{where}: train = 0 leaves {recipe.optimizer!r} nothing to learn from.",
+            fix="train = 16, or optimizer = 'settings-only'",
+        )
+    return recipe

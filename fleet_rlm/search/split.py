@@ -1,4 +1,4 @@
-"""Train and sealed test of a job: whole contexts, never one context on both sides."""
+"""Train, validation and sealed test of a job: whole contexts, never one on two sides."""
 
 from __future__ import annotations
 
@@ -11,37 +11,46 @@ from fleet_rlm.suites.plan import PlannedSample
 
 
 class Split(NamedTuple):
-    """Two sets of samples without a context in common."""
+    """Three sets of samples without a context in common."""
 
     train: list[PlannedSample]
+    validation: list[PlannedSample]
+    """In an order whose every beginning is spread over tasks, lengths and contexts."""
+
     test: list[PlannedSample]
 
 
-def split(samples: Sequence[PlannedSample], *, train: int, test: int, seed: int) -> Split:
-    """Draw contexts for the test, then for training, spread over tasks and lengths.
+def split(
+    samples: Sequence[PlannedSample], *, train: int, validation: int, test: int, seed: int
+) -> Split:
+    """Draw contexts for the test, then for validation, then for training.
+
+    Each is spread over tasks and lengths.
 
     Args:
         samples: a suite's plan.
         train: samples to learn from.
+        validation: samples to compare trials on.
         test: samples of the sealed test.
         seed: of the draw.
 
     Raises:
-        UsageError: the suite has too few samples for both.
+        UsageError: the suite has too few samples for all three.
     """
     by_context: dict[str, list[PlannedSample]] = {}
     for sample in samples:
         by_context.setdefault(sample.cluster, []).append(sample)
     contexts = _interleaved(list(by_context.values()), random.Random(f"split:{seed}"))
     sealed, rest = _take(contexts, test)
+    compared, rest = _take(rest, validation)
     learned, _ = _take(rest, train)
-    if len(sealed) < test or len(learned) < train:
+    if len(sealed) < test or len(compared) < validation or len(learned) < train:
         raise UsageError(
             f"The suite has {len(samples)} samples in {len(by_context)} contexts, too few for"
-            f" {train} to train on and {test} to test on apart. Raise 'windows' in the recipe's"
-            " overrides, or lower 'train' or 'test'."
+            f" {train} to train on, {validation} to validate on and {test} to test on apart."
+            " Raise 'windows' in the recipe's overrides, or lower 'train', 'validation' or 'test'."
         )
-    return Split(train=learned, test=sealed)
+    return Split(train=learned, validation=_spread(compared), test=sealed)
 
 
 def _interleaved(
@@ -68,3 +77,13 @@ def _take(
             return taken[:wanted], contexts[used:]
         taken += context
     return taken[:wanted], []
+
+
+def _spread(samples: Sequence[PlannedSample]) -> list[PlannedSample]:
+    """One question of every context before the second of any."""
+    turns: dict[str, int] = {}
+    keyed = []
+    for sample in samples:
+        turn = turns[sample.cluster] = turns.get(sample.cluster, -1) + 1
+        keyed.append((turn, sample))
+    return [sample for _, sample in sorted(keyed, key=lambda pair: pair[0])]

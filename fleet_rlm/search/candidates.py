@@ -1,0 +1,103 @@
+"""The candidates for a program's prompts: instructions and demo sets, stored before the search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from fleet_rlm.program.state import dump_state
+from fleet_rlm.runner.store import write_atomic
+
+Demo = Mapping[str, Any]
+"""One worked example of a predictor, as plain JSON data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One text that a predictor may be given."""
+
+    text: str
+    source: str
+    """Who wrote it: "baseline", or how it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What each learning predictor may be given; the baseline's own comes first."""
+
+    instructions: Mapping[str, tuple[Instruction, ...]]
+    demos: Mapping[str, tuple[tuple[Demo, ...], ...]]
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        return tuple(self.instructions)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "instructions": {
+                name: [asdict(found) for found in texts]
+                for name, texts in self.instructions.items()
+            },
+            "demos": {name: [list(found) for found in sets] for name, sets in self.demos.items()},
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Candidates:
+        return cls(
+            instructions={
+                name: tuple(Instruction(**text) for text in texts)
+                for name, texts in stored["instructions"].items()
+            },
+            demos={
+                name: tuple(tuple(demos) for demos in sets)
+                for name, sets in stored["demos"].items()
+            },
+        )
+
+
+def learning_predictors(program: dspy.Module) -> dict[str, dspy.Predict]:
+    """The predictors whose prompts are searched, by path.
+
+    The `extract` of an RLM is left out: it is called at limits only, so what is learned for it is
+    noise.
+    """
+    fallbacks = {
+        id(part.extract) for _, part in program.named_sub_modules() if isinstance(part, dspy.RLM)
+    }
+    return {
+        name: predictor
+        for name, predictor in program.named_predictors()
+        if id(predictor) not in fallbacks
+    }
+
+
+def as_it_is(program: dspy.Module) -> Candidates:
+    """The one candidate that every program has: its own prompts."""
+    found, state = learning_predictors(program), dump_state(program)
+    return Candidates(
+        instructions={
+            name: (Instruction(predictor.signature.instructions, "baseline"),)
+            for name, predictor in found.items()
+        },
+        demos={name: (tuple(state.predictors[name].demos),) for name in found},
+    )
+
+
+def read_candidates(path: Path, wanted: Mapping[str, Any]) -> Candidates | None:
+    """The stored candidates, if they were made for the same job."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Candidates.from_json(stored) if stored["for"] == wanted else None
+
+
+def write_candidates(path: Path, candidates: Candidates, wanted: Mapping[str, Any]) -> None:
+    """Store candidates; a study's indices mean nothing without them."""
+    content = {"for": wanted, **candidates.to_json()}
+    write_atomic(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())

@@ -1,0 +1,105 @@
+"""What a job has spent, written down call by call: a kill loses none of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fleet_rlm.errors import BudgetExhausted
+from fleet_rlm.ledger import Caps, Usage, check_caps
+
+
+class JobPurse:
+    """The caps of a job over all of its runs, phases and sessions; see `ledger.Purse`.
+
+    Args:
+        path: the file that every call is appended to.
+        caps: what the job may use.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, path: Path, caps: Caps, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.caps = caps
+        self.held = Caps()
+        """What the present phase must leave for the phases that follow."""
+
+        self._clock = clock
+        self._started = clock()
+        self._lock = threading.Lock()
+        self._total = Usage()
+        self._before_s = 0.0
+        session = 0
+        sessions: dict[int, float] = {}
+        for line in _read(path):
+            self._total += Usage(calls=line["n"], output_tokens=line["tokens"], usd=line["usd"])
+            sessions[line["session"]] = max(line["s"], sessions.get(line["session"], 0.0))
+            session = max(session, line["session"])
+        self._before_s = sum(sessions.values())
+        self._session = session + 1
+        self._file = path.open("ab")
+
+    def book(self, usage: Usage) -> None:
+        """Take one call's usage out. Not flushed to the disk: only the machine's end loses it."""
+        if not usage.calls:
+            return
+        line = {"session": self._session, "s": round(self._clock() - self._started, 3),
+                "n": usage.calls, "tokens": usage.tokens, "usd": usage.usd}  # fmt: skip
+        with self._lock:
+            self._total += Usage(calls=usage.calls, output_tokens=usage.tokens, usd=usage.usd)
+            self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            self._file.flush()
+
+    def check(self) -> None:
+        """Called before each model call.
+
+        Raises:
+            BudgetExhausted: a cap is met, or what is left is held back for later.
+        """
+        caps, total = self.caps, self._total
+        if caps == Caps():
+            return
+        check_caps(caps, usd=total.usd, tokens=total.tokens, seconds=self.seconds)
+        for kind, used, cap, held in (
+            ("dollars", total.usd, caps.usd, self.held.usd),
+            ("seconds", self.seconds, caps.seconds, self.held.seconds),
+        ):
+            if cap is not None and held is not None and used >= cap - held:
+                raise BudgetExhausted(
+                    f"{used:,.4g} of {cap:,.4g} {kind} are spent, and the sealed test needs about"
+                    f" {held:,.4g}."
+                )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of running, of all sessions."""
+        return self._before_s + self._clock() - self._started
+
+    @property
+    def usage(self) -> Usage:
+        """Calls, tokens (all counted as output) and dollars of all sessions."""
+        with self._lock:
+            return replace(self._total, seconds=self.seconds)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    # A kill may leave half a line; what it told is lost, what follows must not be glued to it.
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    return [orjson.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,336 @@
+"""The joint study: Optuna proposes generations of trials, racing decides what each may cost."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from fleet_rlm.errors import BudgetExhausted, UsageError
+from fleet_rlm.search.lab import Lab
+from fleet_rlm.search.objective import Measured, Values, estimate, violations
+from fleet_rlm.search.policy import choose, front, tolerance_of
+from fleet_rlm.search.race import rungs, survivors
+from fleet_rlm.search.space import Params, Space
+from fleet_rlm.suites.plan import PlannedSample
+
+DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
+"""Score, dollars a sample, latency."""
+
+GENERATION = 4
+"""Trials that are proposed together and race against each other. Part of the result: a study asks
+for the next generation only when it knows the last one."""
+
+STARTUP = 8
+"""Trials that are drawn at random before the sampler models what it saw."""
+
+REDRAWS = 10
+"""Draws of the sampler for a trial that was not tried yet; then one of the rest is drawn."""
+
+LARGEST = 100_000
+"""Points up to which a space is listed to find those that were not tried."""
+
+JOURNAL = "study.log"
+
+Outcome = Literal["complete", "dropped", "failed", "running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """One trial of a study."""
+
+    number: int
+    """0 is the baseline."""
+
+    params: Params
+    outcome: Outcome
+    """"complete" ran the whole validation, "dropped" lost a race, "failed" has no score."""
+
+    samples: int
+    """Validation samples that it ran."""
+
+    values: Values | None
+    """Estimated from fewer samples where it was dropped; None without a score."""
+
+    is_feasible: bool
+    """Whether it may win: few failures, no score far below the baseline's."""
+
+    measured: Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """How a study ended."""
+
+    trials: tuple[TrialResult, ...]
+    winner: int
+    front: tuple[int, ...]
+    """Trials that no other beats, of those that ran the whole validation and may win."""
+
+    ended: str
+    """Why: all trials done, the space exhausted, or a cap."""
+
+    def trial(self, number: int) -> TrialResult:
+        return self.trials[number]
+
+
+class Study:
+    """A study in a job's folder: the journal is the only state, and each step is a function of it.
+
+    Args:
+        lab: measures candidates.
+        space: what is varied.
+        samples: the validation, in racing order.
+        trials: to try, the baseline among them.
+        batch: samples of the first rung.
+        policy: who wins.
+        seed: of the sampler.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        space: Space,
+        samples: Sequence[PlannedSample],
+        *,
+        trials: int,
+        batch: int,
+        policy: str,
+        seed: int,
+    ) -> None:
+        self._lab, self._space, self._samples = lab, space, samples
+        self._wanted = min(trials, space.size)
+        self._rungs = rungs(batch, len(samples))
+        self._policy, self._seed = policy, seed
+        self._cluster_of = {sample.id: sample.cluster for sample in samples}
+        self._study = _open(lab.folder / JOURNAL)
+
+    def run(self, on_generation: Callable[[StudyResult], None]) -> StudyResult:
+        """Race generation after generation; a study that was killed goes on where it was.
+
+        Args:
+            on_generation: called after each generation with what is known by then.
+
+        Raises:
+            BudgetExhausted: a cap was met before any trial but the baseline was complete.
+            Paused: models or sandboxes keep failing.
+            UsageError: as `Lab.run_trials`.
+            Interrupted: the user stopped the job.
+        """
+        ended = f"all {self._wanted} trials are done"
+        generation = 0
+        while generation * GENERATION < self._wanted - 1 + GENERATION:
+            members = self._members(generation)
+            if not members:
+                ended = "every point that could be drawn was tried"
+                break
+            try:
+                self._race(members, generation)
+            except BudgetExhausted as error:
+                if sum(trial.outcome == "complete" for trial in self.result().trials) < 2:
+                    raise
+                ended = f"the budget of the study is used up: {error.message}"
+                break
+            on_generation(self.result())
+            generation += 1
+        return self.result(ended)
+
+    @property
+    def wanted(self) -> int:
+        """Trials to try."""
+        return self._wanted
+
+    @property
+    def _frozen(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def result(self, ended: str = "") -> StudyResult:
+        """What is known so far."""
+        trials = [self._result_of(trial) for trial in self._frozen]
+        able = {
+            trial.number: trial.values
+            for trial in trials
+            if trial.outcome == "complete" and trial.is_feasible and trial.values is not None
+        }
+        return StudyResult(
+            trials=tuple(trials),
+            winner=choose(able, self._policy) if able else 0,
+            front=tuple(front(able)),
+            ended=ended,
+        )
+
+    def importances(self) -> dict[str, float]:
+        """Dimension -> share of the variance of scores that it explains.
+
+        Empty with fewer than four scored trials, or when all score alike. Source: PED-ANOVA,
+        Watanabe, Bansal, Hutter 2023, arXiv 2304.10255, by Optuna.
+        """
+        scored = [trial for trial in self._frozen if trial.state == TrialState.COMPLETE]
+        if len(scored) < 4 or len({trial.values[0] for trial in scored}) < 2:
+            return {}
+        with _quiet():
+            found = optuna.importance.get_param_importances(
+                self._study,
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                # It explains what makes its target small.
+                target=lambda trial: -trial.values[0],
+            )
+        return {name: float(share) for name, share in found.items()}
+
+    def _result_of(self, trial: FrozenTrial) -> TrialResult:
+        size = int(trial.user_attrs.get("samples", 0))
+        measured = self._lab.measured(trial.params, self._samples[:size])
+        values = None
+        if trial.state == TrialState.COMPLETE:
+            score, usd, latency_s = trial.values
+            values = Values(score=score, usd=usd, latency_s=latency_s)
+        outcome: Outcome = trial.user_attrs.get("outcome", "running")
+        return TrialResult(
+            number=trial.number,
+            params=dict(trial.params),
+            outcome=outcome if trial.state.is_finished() else "running",
+            samples=size,
+            values=values,
+            is_feasible=all(value <= 0 for value in trial.constraints.values()),
+            measured=measured,
+        )
+
+    def _members(self, generation: int) -> list[FrozenTrial]:
+        """The trials of a generation, proposed as far as they are not in the journal yet."""
+        of_it = [t for t in self._frozen if t.user_attrs["generation"] == generation]
+        for trial in of_it:
+            if trial.state == TrialState.RUNNING:
+                self._fix(Trial(self._study, trial._trial_id))
+            elif trial.state == TrialState.WAITING:
+                self._fix(self._study.ask())
+        size = 1 if generation == 0 else self._wanted - 1 - (generation - 1) * GENERATION
+        for _ in range(min(GENERATION, size) - len(of_it)):
+            params = self._propose()
+            if params is None:
+                break
+            # One line in the journal: after a kill the trial is there with all of its choices.
+            self._study.enqueue_trial(dict(params), user_attrs={"generation": generation})
+            self._fix(self._study.ask())
+        return [t for t in self._frozen if t.user_attrs["generation"] == generation]
+
+    def _fix(self, trial: Trial) -> None:
+        for name, choices in self._space.choices.items():
+            trial.suggest_categorical(name, choices)
+
+    def _propose(self) -> Params | None:
+        """Choices for the next trial: a function of the journal and the seed, nothing else."""
+        frozen = self._frozen
+        if not frozen:
+            return self._space.baseline
+        tried = [trial.params for trial in frozen]
+        for redraw in range(REDRAWS):
+            params = self._draw(frozen, redraw)
+            if params not in tried:
+                return params
+        rest = [params for params in self._space.points(LARGEST) if params not in tried]
+        return random.Random(f"{self._seed}:{len(frozen)}").choice(rest) if rest else None
+
+    def _draw(self, frozen: Sequence[FrozenTrial], redraw: int) -> dict[str, Any]:
+        key = f"{self._seed}:{len(frozen)}:{redraw}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+        with _quiet():
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP, multivariate=True, constant_liar=True
+            )
+            copy = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+            copy.add_trials(frozen)
+            trial = copy.ask()
+            self._fix(trial)
+        return dict(trial.params)
+
+    def _race(self, members: Sequence[FrozenTrial], generation: int) -> None:
+        """Run a generation up the rungs, then tell all of it.
+
+        Told at the end only: a generation whose race was cut off is raced again, from stored
+        records, against the same leader.
+        """
+        running = {trial.number: trial.params for trial in members}
+        ended: dict[int, tuple[Outcome, int]] = {}
+        for size in self._rungs if generation else self._rungs[-1:]:
+            batch = self._samples[:size]
+            self._lab.run_trials(list(running.values()), batch)
+            if size == len(self._samples):
+                break
+            found = {number: self._lab.measured(p, batch) for number, p in running.items()}
+            kept = survivors(
+                found,
+                self._leader(generation),
+                self._cluster_of,
+                tolerance=tolerance_of(self._policy),
+            )
+            ended |= {number: ("dropped", size) for number in running if number not in kept}
+            running = {number: running[number] for number in sorted(kept)}
+            if not running:
+                break
+        ended |= dict.fromkeys(running, ("complete", len(self._samples)))
+        for trial in members:
+            self._tell(trial, *ended[trial.number])
+
+    def _leader(self, generation: int) -> Measured:
+        """The highest score among earlier generations' trials that ran the whole validation."""
+        able = [
+            trial
+            for trial, frozen in zip(self.result().trials, self._frozen, strict=True)
+            if trial.outcome == "complete"
+            and trial.is_feasible
+            and frozen.user_attrs["generation"] < generation
+        ]
+        best = max(able, key=lambda trial: trial.values.score if trial.values else -1.0)
+        return best.measured
+
+    def _tell(self, member: FrozenTrial, outcome: Outcome, size: int) -> None:
+        if member.state.is_finished():
+            return
+        found = self._lab.measured(member.params, self._samples[:size])
+        trial = Trial(self._study, member._trial_id)
+        trial.set_user_attr("samples", size)
+        if not found.score:
+            if member.number == 0:
+                raise UsageError(
+                    "The baseline has no score on any validation sample, so nothing can be"
+                    f" compared with it: see {self._lab.folder_of(member.params)}.",
+                    fix="fleet-eval samples on that folder",
+                )
+            trial.set_user_attr("outcome", "failed")
+            self._study.tell(member.number, state=TrialState.FAIL)
+            return
+        base_params = self._frozen[0].params
+        baseline = self._lab.measured(base_params, self._samples)
+        values = estimate(found, baseline)
+        for name, value in violations(found, values, estimate(baseline, baseline)).items():
+            trial.set_constraint(name, value if member.number else min(value, 0.0))
+        trial.set_user_attr("outcome", outcome)
+        self._study.tell(member.number, [values.score, values.usd, values.latency_s])
+
+
+def _open(path: Path) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        directions=DIRECTIONS,
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        study_name="job",
+        load_if_exists=True,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes")
+        yield
