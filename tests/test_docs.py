@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import re
@@ -13,7 +14,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from openai_server import openai_server
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +111,19 @@ def run(command: Sequence[str], project: Path, **env: str) -> None:
         timeout=100,
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_notebook_shows_what_it_prints(tmp_path):
+    """After a change, `jupyter-execute --inplace` it."""
+    shown = nbformat.read(ROOT / "docs" / "tutorials" / "first_comparison.ipynb", 4)
+    ran = copy.deepcopy(shown)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(ran, timeout=100, kernel_name="python3", resources=resources).execute()
+    assert [texts(cell) for cell in ran.cells] == [texts(cell) for cell in shown.cells]
+
+
+def texts(cell: nbformat.NotebookNode) -> list[str]:
+    return [o.get("text") or o["data"]["text/plain"] for o in cell.get("outputs", [])]
 
 
 def name_of(page: Path) -> str:
