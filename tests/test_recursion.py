@@ -483,3 +483,31 @@ def test_queries_that_failed_stay_in_the_trail():
     found = ask(make_rlm(max_iters=1), scripted_lm(script))
     (query,) = found.trail[0]["queries"]
     assert (query["kind"], query["reply"], query["usage"]["calls"]) == ("llm", "", 0)
+    assert query["error"] == "LMServerError: down"
+
+
+def test_calls_of_tools_are_in_the_trail_and_the_parts_of_a_step_are_timed():
+    def slow_search(word: str) -> str:
+        """Find a word."""
+        time.sleep(0.05)
+        if word == "lost":
+            raise LookupError("not there")
+        return word * 3000
+
+    code = "found = slow_search(word='ab')\ntry:\n    slow_search('lost')\nexcept Exception: pass"
+
+    def script(_prompt, number):
+        return action(f"{code}\nprint(len(found))" if number == 1 else "SUBMIT('done')")
+
+    found = ask(make_rlm(tools=[slow_search]), scripted_lm(script))
+    first, second = found.trail
+    assert first["output"].strip() == "6000"
+    good, bad = first["queries"]
+    assert (good["kind"], good["name"], good["arguments"]) == ("tool", "slow_search", "word='ab'")
+    assert good["result"].startswith("abab")
+    assert len(good["result"]) < 2_100
+    assert (bad["arguments"], bad["error"]) == ("word='lost'", "LookupError: not there")
+    assert bad["seconds"] >= 0.05
+    assert bad["after_s"] >= good["after_s"] + 0.05
+    assert first["seconds"] >= first["start_s"] + first["think_s"] + 0.1
+    assert "start_s" not in second  # the session stays open

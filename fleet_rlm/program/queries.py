@@ -15,7 +15,7 @@ from dspy.utils.exceptions import format_error_for_lm
 from fleet_rlm.lm.cancel import check_cancelled
 from fleet_rlm.program.events import emit
 from fleet_rlm.program.recursion import RecursionSettings
-from fleet_rlm.program.trail import SHOWN_CHARS, LlmQuery, Query, account, cut, digest
+from fleet_rlm.program.trail import SHOWN_CHARS, LlmQuery, Query, account, cut, digest, told
 
 SUB_LM_SETTING = "fleet_sub_lm"
 """DSPy setting with the model for sub-queries: `with dspy.context(fleet_sub_lm=lm): ...`."""
@@ -144,23 +144,25 @@ class Queries:
             raise dspy.LMNotConfiguredError("No LM configured. Use dspy.configure(lm=...).")
         check_cancelled()
         emit("sub_query", prompt[:SHOWN_CHARS], chars=len(prompt))
-        reply = ""
+        reply = failure = ""
         with account() as spent:
             try:
                 found = (_within(self.timeout_s, lm, prompt) if self.timeout_s else lm(prompt))[0]
                 reply = str(found["text"] if isinstance(found, dict) else found)
+            except Exception as error:
+                failure = told(error)
+                raise
             finally:
-                self.note(
-                    LlmQuery(
-                        kind="llm",
-                        prompt=cut(prompt),
-                        prompt_chars=len(prompt),
-                        prompt_digest=digest(prompt),
-                        reply=cut(reply),
-                        reply_chars=len(reply),
-                        **spent(),
-                    )
+                query = LlmQuery(
+                    kind="llm",
+                    prompt=cut(prompt),
+                    prompt_chars=len(prompt),
+                    prompt_digest=digest(prompt),
+                    reply=cut(reply),
+                    reply_chars=len(reply),
+                    **spent(),
                 )
+                self.note(query | {"error": failure} if failure else query)
         emit("sub_query", reply[:SHOWN_CHARS], chars=len(reply), answered=True)
         return reply
 

@@ -34,7 +34,7 @@ from fleet_rlm.program.events import DEPTH_SETTING, EVENTS_SETTING, depth, emit
 from fleet_rlm.program.history import DEEPEST, compact
 from fleet_rlm.program.queries import SUB_LM_SETTING, Budget, Queries, QueryRefused
 from fleet_rlm.program.recursion import RecursionSettings
-from fleet_rlm.program.trail import RlmQuery, Trail, account
+from fleet_rlm.program.trail import RlmQuery, Trail, account, told
 from fleet_rlm.sandbox.interpreter import LocalInterpreter
 
 InterpreterFactory = Callable[[], CodeInterpreter]
@@ -249,6 +249,7 @@ class _Run:
         self.history = REPLHistory(max_output_chars=program.max_output_chars)
         self.trail = Trail()
         self.depth = depth
+        self.opened: CodeInterpreter | None = None
         self.child: RLM | None = None
         self.lock = threading.Lock()
         self.compaction = 0
@@ -280,6 +281,7 @@ class _Run:
                     return "sub_calls"
                 except ContextWindowExceededError:
                     return "context"
+                self.trail.lap("think_s")
                 if action is None:
                     continue
                 try:
@@ -334,6 +336,10 @@ class _Run:
         """What the model reads of a block of code, or what it submitted."""
         try:
             with self._interruptible(repl):
+                if repl is not self.opened:
+                    repl.start()
+                    self.opened = repl
+                    self.trail.lap("start_s")
                 value = repl.execute(code, variables=dict(self.arguments))
         except CodeExecutionError as error:
             # What was printed before the failure is evidence that the model paid for.
@@ -406,7 +412,7 @@ class _Run:
             note=self.trail.note,
         )
         tools = queries.functions() | {
-            name: self.program._make_interpreter_tool(tool)
+            name: self.trail.watched(name, self.program._make_interpreter_tool(tool))
             for name, tool in self.program._user_tools.items()
         }
         with self.program._interpreter_context(tools, self.factory) as repl:
@@ -445,7 +451,7 @@ class _Run:
         lm = program.sub_lm or dspy.settings.get(SUB_LM_SETTING) or dspy.settings.lm
         inputs = {"context": context, "query": query}
         below = self.depth + 1
-        answer, stop = "", "error"
+        answer, stop, failure = "", "error", ""
         # A trace of its own: optimizers must not take a child's steps for the root's.
         with account() as spent, dspy.context(lm=lm, trace=[], **{DEPTH_SETTING: below}):
             emit("child_start", query)
@@ -453,18 +459,20 @@ class _Run:
             try:
                 found = child.answer()
                 answer, stop = "" if found.answer is None else str(found.answer), found.stop
+            except Exception as error:
+                failure = told(error)
+                raise
             finally:
-                self.trail.note(
-                    RlmQuery(
-                        kind="rlm",
-                        query=query,
-                        context_chars=len(context) if isinstance(context, str) else 0,
-                        answer=answer,
-                        stop=stop,
-                        steps=child.trail.steps,
-                        **spent(),
-                    )
+                asked = RlmQuery(
+                    kind="rlm",
+                    query=query,
+                    context_chars=len(context) if isinstance(context, str) else 0,
+                    answer=answer,
+                    stop=stop,
+                    steps=child.trail.steps,
+                    **spent(),
                 )
+                self.trail.note(asked | {"error": failure} if failure else asked)
             emit("child_end", answer, stop=stop, turns=len(child.trail.steps))
         return answer
 

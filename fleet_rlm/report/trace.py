@@ -57,6 +57,11 @@ def _steps(steps: Sequence[Mapping[str, Any]], depth: int) -> Iterator[tuple[int
 
 
 def _query(query: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str]]:
+    if query["kind"] == "tool":
+        yield depth, "ask", f"tool   {visible(query['name'])}{_spent(query)}"
+        yield from _block(depth + 1, "note", "", query["arguments"], lines=3)
+        yield from _block(depth + 1, "out", "= ", query.get("error") or query["result"], lines=3)
+        return
     if query["kind"] == "rlm":
         yield depth, "ask", f"child  {query['context_chars']:,} characters{_spent(query)}"
         yield from _block(depth + 1, "ask", "query  ", query["query"], lines=3)
@@ -65,7 +70,7 @@ def _query(query: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str
         return
     yield depth, "ask", f"ask    {query['prompt_chars']:,} characters{_spent(query)}"
     yield from _block(depth + 1, "note", "", query["prompt"], lines=3)
-    reply = query["reply"] if query["reply_chars"] else "(no reply)"
+    reply = query["reply"] if query["reply_chars"] else query.get("error") or "(no reply)"
     yield from _block(depth + 1, "out", "= ", reply, lines=3)
 
 

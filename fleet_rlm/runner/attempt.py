@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -361,7 +361,13 @@ def score_answer(
         "robust": found.robust,
         "blind": blind,
         "feedback": found.feedback,
+        "expected": None if planned.is_sealed else shown_gold(sample.question.gold),
     }
+
+
+def shown_gold(gold: Sequence[str]) -> str:
+    """A gold answer as one text, cut."""
+    return ", ".join(gold)[:ANSWER_CHARS]
 
 
 def status_of(failure: SampleError | None, stop: str) -> Status:

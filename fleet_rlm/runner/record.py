@@ -74,6 +74,10 @@ class Record:
     feedback: str = ""
     """Where the answer was lost, in words. Host side only: it narrows the gold answer down."""
 
+    expected: str | None = None
+    """The gold answer, cut to 500 characters; None for a sealed dataset, and for an error. Host
+    side only."""
+
     tokens: int = 0
     """Length of the context in tokens."""
 

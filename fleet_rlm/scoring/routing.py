@@ -40,7 +40,7 @@ def taken(steps: Iterable[Mapping[str, Any]]) -> Taken:
                 below = taken(query.get("steps") or ())
                 children += 1 + below.children
                 queries += below.queries
-            else:
+            elif query.get("kind") == "llm":
                 queries += 1
     return Taken(queries, children)
 

@@ -32,7 +32,8 @@ _PARAM_NAMES = {"arm.models.": "model.", "arm.": "", "lock.versions.": "version.
 _METRIC_NAMES = {"usage.by_role.": "", "usage.": "", "tasks.": "task.", "stops.": "stop."}
 _NO_METRICS = ("settings.", "sandbox.", "schema")  # params already, or no measure
 _NO_PARAMS = ("schema", "run", "created", "command")  # the name, a time, or said by the rest
-_NO_COLUMNS = ("feedback", "trajectory")  # names the gold answer; means nothing outside the folder
+# Gold is shown with traces only; a path means nothing outside the folder.
+_NO_COLUMNS = ("feedback", "expected", "trajectory")
 _TAGS = (
     "suite",
     "suite.version",
