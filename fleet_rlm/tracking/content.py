@@ -89,6 +89,12 @@ class Content:
     table: dict[str, list[object]]
     """Columns by name, in the order they are shown; one cell per (sample, epoch)."""
 
+    records: list[Mapping[str, object]]
+    """The ones that count, as stored."""
+
+    models: dict[str, str]
+    """Role -> name."""
+
 
 def read_content(run_dir: Path) -> Content:
     """Read a run folder.
@@ -118,10 +124,12 @@ def _read_content(run_dir: Path) -> Content:
         ended_ms=int(newest.stat().st_mtime * 1000),
         finished=summarized and isinstance(planned, int) and len(records) >= planned,
         params=params,
-        metrics=[*summary_metrics(summary, _roles(header)), *length_metrics(records)],
+        metrics=[*summary_metrics(summary, _models(header)), *length_metrics(records)],
         tags=run_tags(run, params),
         datasets=run_datasets(_mapping(header.get("suite"))),
         table=records_table(records),
+        records=records,
+        models=_models(header),
     )
 
 
@@ -293,8 +301,9 @@ def _spent(record: Mapping[str, object], name: str) -> float:
     return sum(value for role in roles if isinstance(value := role.get(name), int | float))
 
 
-def _roles(header: Mapping[str, object]) -> list[str]:
-    return list(_mapping(_mapping(header.get("arm")).get("models")))
+def _models(header: Mapping[str, object]) -> dict[str, str]:
+    models = _mapping(_mapping(header.get("arm")).get("models"))
+    return {role: str(_mapping(spec).get("name")) for role, spec in models.items()}
 
 
 def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

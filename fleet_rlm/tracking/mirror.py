@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from fleet_rlm.errors import UsageError, one_line
+from fleet_rlm.tracking.choice import Trace
 from fleet_rlm.tracking.store import EXPERIMENT, QUIET, resolve_uri, shown
 
 # Bounds a silent server: 2 tries of 10 s instead of MLflow's 8 of 120 s. What the user set stays.
@@ -62,6 +63,7 @@ class Mirror:
         tracking_uri: str | None,
         project_dir: Path,
         experiment: str = EXPERIMENT,
+        trace: Trace = "sampled",
     ) -> Self:
         """Start the child, which prepares the store at low priority.
 
@@ -71,12 +73,14 @@ class Mirror:
                 with files in `mlartifacts/` beside it.
             project_dir: the user's project.
             experiment: the MLflow experiment, made if need be.
+            trace: whose answers are written as traces too; see `choice.chosen`.
         """
         mirror = cls()
         job: dict[str, str | int] = {
             "run_dir": str(run_dir.absolute()),
             "project_dir": str(project_dir.absolute()),
             "experiment": experiment,
+            "trace": trace,
             "parent": os.getpid(),
         }
         try:

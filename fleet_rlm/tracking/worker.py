@@ -53,7 +53,7 @@ def main() -> None:
     artifacts = artifact_root(uri, Path(job["project_dir"]))
     experiment_id = find_experiment(client, job["experiment"], artifacts)
     wanted.wait()
-    run = write_run(client, experiment_id, Path(job["run_dir"]))
+    run = write_run(client, experiment_id, Path(job["run_dir"]), trace=job["trace"])
     answer(run_id=run.info.run_id, experiment_id=run.info.experiment_id, problem=None)
 
 

@@ -17,7 +17,10 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from fleet_rlm.errors import UsageError
+from fleet_rlm.tracking.choice import Trace, chosen
 from fleet_rlm.tracking.content import MAX_PARAM_CHARS, Content, Dataset, read_content
+from fleet_rlm.tracking.spans import About
+from fleet_rlm.tracking.traces import Target, write_traces
 
 LINK_FILE = "mlflow.json"
 """Kept in the run folder: which MLflow run mirrors it."""
@@ -55,7 +58,9 @@ def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> s
     return str(experiment.experiment_id)
 
 
-def write_run(client: MlflowClient, experiment_id: str, run_dir: Path) -> Run:
+def write_run(
+    client: MlflowClient, experiment_id: str, run_dir: Path, *, trace: Trace = "sampled"
+) -> Run:
     """Mirror a run folder and return its MLflow run.
 
     The MLflow run that mirrored the folder before is continued: metrics and files are written
@@ -77,7 +82,25 @@ def write_run(client: MlflowClient, experiment_id: str, run_dir: Path) -> Run:
                 client.log_artifact(run_id, str(run_dir / name))
         status = "FINISHED" if content.finished else "KILLED"
         client.set_terminated(run_id, status, end_time=content.ended_ms)
+        _write_traces(client, run, run_dir, content, trace)
     return run
+
+
+def _write_traces(
+    client: MlflowClient, run: Run, run_dir: Path, content: Content, trace: Trace
+) -> None:
+    if records := chosen(content.records, trace):
+        target = Target(
+            experiment_id=run.info.experiment_id,
+            run_id=run.info.run_id,
+            token=content.tags[_TOKEN_TAG],
+        )
+        about = About(
+            suite=content.params.get("suite", ""),
+            program=content.params.get("program", ""),
+            models=content.models,
+        )
+        write_traces(client, target, run_dir, about, records)
 
 
 @contextmanager
