@@ -197,7 +197,7 @@ def test_more_params_and_metrics_than_one_request_takes(project, store):
     (folder / "summary.json").write_text(json.dumps({"tasks": {f"t{i}": i for i in range(1100)}}))
     run = client.get_run(writer.write_run(client, experiment, folder).info.run_id)
     assert run.data.params["settings.s149"] == "149"
-    assert run.data.metrics["task.t1099"] == 1099
+    assert run.data.metrics["task/t1099"] == 1099
 
 
 def test_a_mirror_makes_the_store_of_a_fresh_project_and_is_silent(tmp_path, capfd):
@@ -333,7 +333,7 @@ def test_the_dashboard_shows_runs_and_takes_more_over_http(project, store):
         try:
             page = view.stdout.readline().split()[2]
             root, _, shown_experiment = page.partition("/#/experiments/")
-            assert shown_experiment == f"{experiment}/runs"
+            assert shown_experiment == f"{experiment}/runs?viewStateShareKey=fleet-rlm"
             with urllib.request.urlopen(root, timeout=30) as reply:
                 assert "MLflow" in reply.read().decode()
             name = f"get-artifact?run_uuid={run.info.run_id}&path=records.json"

@@ -105,16 +105,16 @@ def test_summary_becomes_metrics_with_interval_names():
         ("score_se", 0.1),
         ("score_lo", 0.3),
         ("score_hi", 0.7),
-        ("task.needle.score", 0.25),
-        ("task.needle.length.8000.score", 1.0),
-        ("task.needle.length.8000.score_se", 0.2),
-        ("task.needle.length.8000.score_lo", 0.5),
-        ("task.needle.length.8000.score_hi", 1.0),
+        ("task/needle.score", 0.25),
+        ("task_by_length/needle.8000.score", 1.0),
+        ("task_by_length/needle.8000.score_se", 0.2),
+        ("task_by_length/needle.8000.score_lo", 0.5),
+        ("task_by_length/needle.8000.score_hi", 1.0),
         ("usd", 2.0),
-        ("root.usd", 1.5),
-        ("root.calls", 3),
-        ("stop.submitted", 20),
-        ("stop.wall", 4),
+        ("role/root.usd", 1.5),
+        ("role/root.calls", 3),
+        ("stop/submitted", 20),
+        ("stop/wall", 4),
         ("later.depth", 2),
     }
 
@@ -128,12 +128,12 @@ def test_scores_by_length_average_epochs_first_and_leave_errors_out():
         record("d", task="hops", length=16000, score=0.0, usage={"root": {"usd": 0.5}}),
     ]
     assert {tuple(metric) for metric in length_metrics(records)} == {
-        ("length.8000.score", 0.75, 0),
-        ("length.16000.score", 0.0, 0),
+        ("length/8000.score", 0.75, 0),
+        ("length/16000.score", 0.0, 0),
         ("score_by_length", 0.75, 8000),
         ("score_by_length", 0.0, 16000),
-        ("task.needle.score_by_length", 0.75, 8000),
-        ("task.hops.score_by_length", 0.0, 16000),
+        ("task/needle.score_by_length", 0.75, 8000),
+        ("task/hops.score_by_length", 0.0, 16000),
         ("usd_by_length", 0.0, 8000),
         ("usd_by_length", 0.5, 16000),
     }
@@ -142,16 +142,16 @@ def test_scores_by_length_average_epochs_first_and_leave_errors_out():
 def test_a_length_has_the_interval_of_its_contexts_within_the_scale():
     records = [record(str(i), cluster=str(i), score=score) for i, score in enumerate((1, 1, 0.5))]
     found = {m.name: m.value for m in length_metrics(records)}
-    assert found["length.8000.score_se"] == pytest.approx(1 / 6)
-    assert found["length.8000.score_lo"] == pytest.approx(5 / 6 - 4.302653 / 6)  # t, 2 degrees
-    assert found["length.8000.score_hi"] == 1.0
+    assert found["length/8000.score_se"] == pytest.approx(1 / 6)
+    assert found["length/8000.score_lo"] == pytest.approx(5 / 6 - 4.302653 / 6)  # t, 2 degrees
+    assert found["length/8000.score_hi"] == 1.0
 
 
 def test_arms_with_and_without_a_role_have_the_same_metrics():
     usage = {"usd": 2.0, "by_role": {"root": {"usd": 2.0, "calls": 1}}}
     found = summary_metrics({"scored": 4, "usage": usage}, roles=("root", "sub"))
     values = {m.name: m.value for m in found}
-    assert (values["root.usd"], values["sub.usd"], values["sub.calls"]) == (2.0, 0.0, 0.0)
+    assert (values["role/root.usd"], values["role/sub.usd"], values["role/sub.calls"]) == (2.0, 0.0, 0.0)
     assert values["usd_per_sample"] == 0.5
     assert not summary_metrics({}, roles=("root",))
 

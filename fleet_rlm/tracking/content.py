@@ -28,8 +28,17 @@ MAX_CELL_CHARS = 500
 
 SIMULATED_NOTE = "simulated model: these numbers show the harness, not any model"
 
-_PARAM_NAMES = {"arm.models.": "model.", "arm.": "", "lock.versions.": "version.", "lock.": ""}
-_METRIC_NAMES = {"usage.by_role.": "", "usage.": "", "tasks.": "task.", "stops.": "stop."}
+_PARAM_NAMES = {
+    "arm.models.": "model.",
+    "arm.digest": "program.digest",
+    "arm.": "",
+    "lock.versions.": "version.",
+    "lock.": "",
+}
+# The dashboard draws a chart of each metric, in the section before the slash.
+_SECTIONS = {"usage.by_role.": "role/", "usage.": "usage/", "tasks.": "task/", "stops.": "stop/"}
+_OF_LENGTHS = "task_by_length/"
+_FIRST = ("score", "score_lo", "score_hi", "score_se", "usd_per_sample", "usd", "coverage")
 _NO_METRICS = ("settings.", "sandbox.", "schema")  # params already, or no measure
 _NO_PARAMS = ("schema", "run", "created", "command")  # the name, a time, or said by the rest
 # Gold is shown with traces only; a path means nothing outside the folder.
@@ -175,11 +184,9 @@ def summary_metrics(summary: Mapping[str, object], roles: Iterable[str] = ()) ->
     """
     metrics = []
     for name, value in _flatten(summary):
-        plain = _renamed(name, _METRIC_NAMES).replace(".lengths.", ".length.")
-        stem, _, leaf = plain.rpartition(".")
-        stem = f"{stem}." if stem else ""
         if name.startswith(_NO_METRICS):
             continue
+        stem, leaf = _sectioned(name)
         if leaf == "ci" and isinstance(value, list) and len(value) == 2:
             metrics += _bounds(stem, value[0], value[1])
         else:
@@ -187,15 +194,33 @@ def summary_metrics(summary: Mapping[str, object], roles: Iterable[str] = ()) ->
     usage = _mapping(summary.get("usage"))
     for role in roles if usage else ():
         if role not in _mapping(usage.get("by_role")):
-            metrics += [Metric(f"{role}.{name}", 0.0, 0) for name in _USAGE]
+            metrics += [Metric(f"role/{role}.{name}", 0.0, 0) for name in _USAGE]
     scored, usd = summary.get("scored"), usage.get("usd")
     if isinstance(scored, int) and scored and isinstance(usd, int | float):
         metrics += _metric("usd_per_sample", usd / scored)
-    return metrics
+    # Where the dashboard shows one metric of several runs, it is the first.
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    return sorted(metrics, key=lambda metric: ("/" in metric.name, rank.get(metric.name, 99)))
+
+
+def _sectioned(name: str) -> tuple[str, str]:
+    """A name of a summary as MLflow has it: what stands before the last part, and that part.
+
+    >>> _sectioned("tasks.needle.lengths.8000.ci")
+    ('task_by_length/needle.8000.', 'ci')
+    """
+    prefix = next((prefix for prefix in _SECTIONS if name.startswith(prefix)), "")
+    section = _SECTIONS.get(prefix, "")
+    stem, _, leaf = _safe(name.removeprefix(prefix)).rpartition(".")
+    if section == "usage/" and leaf in _USAGE and not stem:
+        return "", leaf
+    if section == "task/" and ".lengths." in stem:
+        section, stem = _OF_LENGTHS, stem.replace(".lengths.", ".")
+    return section + (f"{stem}." if stem else ""), leaf
 
 
 def length_metrics(records: Iterable[Mapping[str, object]]) -> list[Metric]:
-    """Scores and dollars by context length: `length.8000.score`, over steps `score_by_length`.
+    """Scores and dollars by context length: `length/8000.score`, over steps `score_by_length`.
 
     Errors are missing data and do not count; epochs are averaged first, as in every score.
     """
@@ -203,7 +228,7 @@ def length_metrics(records: Iterable[Mapping[str, object]]) -> list[Metric]:
     for record in records:
         length, score = record.get("length"), record.get("score")
         if isinstance(length, int) and isinstance(score, int | float):
-            for stem in ("", f"task.{record.get('task')}."):
+            for stem in ("", f"task/{_safe(str(record.get('task')))}."):
                 groups.setdefault((stem, length), []).append(record)
     metrics = []
     for (stem, length), found in sorted(groups.items()):
@@ -212,7 +237,7 @@ def length_metrics(records: Iterable[Mapping[str, object]]) -> list[Metric]:
         if not stem:  # those of a task stand in the summary
             usd = fmean(_spent(record, "usd") for record in found)
             metrics += _metric("usd_by_length", usd, step=length)
-            metrics += _estimate(f"length.{length}.", scores, clusters)
+            metrics += _estimate(f"length/{length}.", scores, clusters)
     return metrics
 
 
@@ -318,7 +343,7 @@ def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 def _metric(name: str, value: object, step: int = 0) -> list[Metric]:
     if isinstance(value, int | float) and math.isfinite(value):
-        return [Metric(_safe(name), float(value), step)]
+        return [Metric(name[:250], float(value), step)]
     return []
 
 

@@ -21,6 +21,7 @@ from typing import IO, NoReturn
 from urllib.parse import quote
 
 from fleet_rlm.errors import Exit, UsageError
+from fleet_rlm.tracking.layout import SHARE_KEY, TAG
 from fleet_rlm.tracking.store import (
     EXPERIMENT,
     QUIET,
@@ -153,8 +154,10 @@ def _await_page(server: subprocess.Popen[bytes], root: str, experiment: str) -> 
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with direct.open(query, timeout=5) as reply:
-                found = json.load(reply)["experiment"]["experiment_id"]
-                return f"{root}/#/experiments/{found}/runs"
+                found = json.load(reply)["experiment"]
+                tags = {tag["key"] for tag in found.get("tags", ())}
+                view = f"?viewStateShareKey={SHARE_KEY}" if TAG in tags else ""
+                return f"{root}/#/experiments/{found['experiment_id']}/runs{view}"
         except urllib.error.HTTPError:
             return root  # it answers, but no run is in this experiment yet
         except OSError:

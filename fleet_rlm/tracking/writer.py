@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from fleet_rlm.errors import UsageError
 from fleet_rlm.tracking.choice import Trace, chosen
 from fleet_rlm.tracking.content import MAX_PARAM_CHARS, Content, Dataset, read_content
+from fleet_rlm.tracking.layout import TAG, view_state
 from fleet_rlm.tracking.spans import About
 from fleet_rlm.tracking.traces import Target, write_traces
 
@@ -43,7 +44,7 @@ def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> s
     if experiment is None:
         try:
             # Without the kind the dashboard opens on a page about traces, not on the runs.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
+            tags = {"mlflow.experimentKind": "custom_model_development", TAG: view_state()}
             made = client.create_experiment(name, artifact_location=artifacts, tags=tags)
             return str(made)
         except MlflowException as error:
@@ -55,6 +56,8 @@ def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> s
             f"The MLflow experiment {name!r} is deleted.",
             fix=f"mlflow experiments restore --experiment-id {experiment.experiment_id}",
         )
+    if experiment.tags.get(TAG) != view_state():
+        client.set_experiment_tag(experiment.experiment_id, TAG, view_state())
     return str(experiment.experiment_id)
 
 
