@@ -151,7 +151,11 @@ def test_arms_with_and_without_a_role_have_the_same_metrics():
     usage = {"usd": 2.0, "by_role": {"root": {"usd": 2.0, "calls": 1}}}
     found = summary_metrics({"scored": 4, "usage": usage}, roles=("root", "sub"))
     values = {m.name: m.value for m in found}
-    assert (values["role/root.usd"], values["role/sub.usd"], values["role/sub.calls"]) == (2.0, 0.0, 0.0)
+    assert (values["role/root.usd"], values["role/sub.usd"], values["role/sub.calls"]) == (
+        2.0,
+        0.0,
+        0.0,
+    )
     assert values["usd_per_sample"] == 0.5
     assert not summary_metrics({}, roles=("root",))
 

@@ -144,6 +144,7 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Run folder. [default: named by what runs, in runs/]"),
     ] = None,
+    trace: options.Trace = None,
     no_mlflow: options.NoMlflow = False,
     display: options.Display = "auto",
     as_json: options.AsJson = False,
@@ -190,6 +191,7 @@ def run(
             max_seconds=max_seconds,
             allow_unpriced=allow_unpriced,
             retry_errors=retry_errors,
+            trace=trace,
             out=out,
             display=display,
             as_json=as_json,
@@ -212,6 +214,7 @@ def resume(
     max_seconds: options.MaxSeconds = None,
     min_coverage: options.MinCoverage = None,
     retry_errors: options.RetryErrors = False,
+    trace: options.Trace = None,
     no_mlflow: options.NoMlflow = False,
     display: options.Display = "auto",
     as_json: options.AsJson = False,
@@ -228,6 +231,7 @@ def resume(
         "max_tokens": max_tokens,
         "max_seconds": max_seconds,
         "retry_errors": retry_errors,
+        "trace": trace,
         "display": display,
         "as_json": as_json,
     }
@@ -310,12 +314,13 @@ def view(
 @app.command()
 def sync(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    trace: options.Trace = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Mirror a stored run to MLflow: one made without it, or while its store was away."""
     from fleet_rlm.cli.track import sync_command
 
-    return sync_command(Path.cwd(), run, as_json=as_json)
+    return sync_command(Path.cwd(), run, trace=trace, as_json=as_json)
 
 
 @app.command()

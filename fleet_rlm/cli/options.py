@@ -59,6 +59,14 @@ MinCoverage = Annotated[
 RetryErrors = Annotated[
     bool, typer.Option("--retry-errors", help="Run samples again that ended in an error.")
 ]
+Trace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="all|sampled|none",
+        help="Answers that MLflow shows as traces: all, or some at random, the failed, best and"
+        " worst. [default: sampled]",
+    ),
+]
 NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
 MaxUsd = Annotated[
     float | None, typer.Option(min=0, metavar="USD", help="Cap on the whole run, in dollars.")

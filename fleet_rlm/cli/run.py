@@ -26,7 +26,7 @@ from fleet_rlm.runner.stored import open_run
 from fleet_rlm.sandbox import levels
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite
-from fleet_rlm.tracking import Mirror
+from fleet_rlm.tracking import Mirror, parse_trace
 
 REPEATED = (
     "suite", "program", "flags", "price", "sub_price", "corpus", "overrides", "limit", "epochs",
@@ -65,6 +65,9 @@ class RunRequest:
     max_seconds: float | None
     allow_unpriced: bool
     retry_errors: bool
+    trace: str | None
+    """Whose answers MLflow shows as traces; see `tracking.choice`."""
+
     out: Path | None
     display: str
     as_json: bool
@@ -115,7 +118,13 @@ def resume_command(folder: Path, changes: Mapping[str, Any], flags: Mapping[str,
         )
     given = {name: value for name, value in changes.items() if value is not None}
     settings = {name: value for name, value in flags.items() if value is not None}
-    shown = {"retry_errors": False, "display": "auto", "as_json": False, "print_config": False}
+    shown = {
+        "retry_errors": False,
+        "trace": None,
+        "display": "auto",
+        "as_json": False,
+        "print_config": False,
+    }
     request = {**shown, **command, **given, "out": folder}
     return run_command(RunRequest(**request | {"flags": {**command["flags"], **settings}}))
 
@@ -203,10 +212,10 @@ def _run(
         progress.say(arm.label)
     if arm.sandbox and not arm.sandbox.isolated:
         make_console(sys.stderr).print(f"[bold red]{arm.sandbox.label}[/]")
-    mirror = None
+    trace, mirror = parse_trace(request.trace), None
     if resolved.config.mlflow:
         uri = resolved.config.mlflow_tracking_uri
-        mirror = Mirror.start(folder, tracking_uri=uri, project_dir=project)
+        mirror = Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=trace)
     try:
         finished = run_arm(
             arm,

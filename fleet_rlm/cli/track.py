@@ -9,7 +9,7 @@ from pathlib import Path
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.project import project_dir
-from fleet_rlm.tracking import Mirror
+from fleet_rlm.tracking import Mirror, parse_trace
 
 SYNC_S = 600.0
 """Longest that one run may take; nobody waits for a result meanwhile."""
@@ -24,13 +24,14 @@ def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:
     return serve(project, tracking_uri=uri, port=port, open_browser=open_browser)
 
 
-def sync_command(start: Path, folder: Path, *, as_json: bool) -> int:
+def sync_command(start: Path, folder: Path, *, trace: str | None, as_json: bool) -> int:
     """Mirror a stored run to MLflow as it is now."""
+    wanted = parse_trace(trace)
     if not (folder / "run.json").exists():
         raise UsageError(f"{folder} is not the folder of a run.", fix="fleet-eval run")
     project = project_dir(start)
     uri = resolve({}, os.environ, project).config.mlflow_tracking_uri
-    with Mirror.start(folder, tracking_uri=uri, project_dir=project) as mirror:
+    with Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=wanted) as mirror:
         result = mirror.finish(SYNC_S)
     if result.problem:
         raise UsageError(result.problem)

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
+from fleet_rlm.errors import UsageError, nearest
+
 Trace = Literal["all", "sampled", "none"]
 TRACES: tuple[Trace, ...] = get_args(Trace)
 
@@ -15,6 +17,20 @@ SAMPLED = 10
 FAILED = 10
 EXTREMES = 5
 """Best, and as many worst."""
+
+
+def parse_trace(given: str | None) -> Trace:
+    """What `--trace` says; "sampled" when it says nothing.
+
+    Raises:
+        UsageError: none of `TRACES`.
+    """
+    for trace in TRACES:
+        if given == trace:
+            return trace
+    if given is not None:
+        raise UsageError(f"Unknown --trace {given!r}. {nearest(given, TRACES)}")
+    return "sampled"
 
 
 def chosen(records: Sequence[Mapping[str, object]], trace: Trace) -> list[Mapping[str, object]]:
