@@ -22,8 +22,14 @@ def view_state() -> str:
 
     What a dashboard of another version does not know it leaves out.
     """
-    line = {"xAxisKey": "step", "useGlobalXaxisKey": False, "xAxisScaleType": "log"}
-    length = {**line, "displayPoints": True}
+    length = {
+        "xAxisKey": "step",
+        "useGlobalXaxisKey": False,
+        "xAxisScaleType": "log",
+        "displayPoints": True,
+        "lineSmoothness": 0,  # smoothed, three lengths would be drawn where no run was
+        "useGlobalLineSmoothing": False,
+    }
     charts = [
         _chart("SCATTER", "Score and dollars", xaxis=_axis("usd"), yaxis=_axis("score")),
         _chart("LINE", "Score by length of context", metricKey="score_by_length", **length),
