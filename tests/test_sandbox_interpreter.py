@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -328,3 +329,40 @@ def test_faster_than_the_stock_interpreter_on_large_inputs() -> None:
             return (time.perf_counter() - start) / cells
 
     assert seconds(dspy.LocalInterpreter, 2) > 3 * seconds(LocalInterpreter, 20)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(pad + many)",
+        "for line in many.splitlines(): print(line)",
+        "many = pad + many; many",
+        "[pad, many[:8_200], many]",
+        "raise ValueError(pad + many)",
+        "def f(n=0):\n    if n == 9: raise ValueError(many)\n    f(n + 1)\nf()",
+        "import os; os.write(1, (pad + many).encode()[:1 << 20])",
+        "while True: pass # {many}",
+        "x = '{many}",
+    ],
+)
+def test_no_part_of_a_secret_is_left_at_a_cut(code: str) -> None:
+    """Whatever is cut by characters is cut in the middle of a secret, and loses all of that."""
+    secret = "".join(random.Random(5).choices("ghjkmnpqrstvwxyz23456789", k=40))
+    many = f"{secret}." * 30_000
+    shown: list[str] = []
+    with LocalInterpreter(
+        redactor=Redactor({"KEY": secret}), on_stdout=shown.append, timeout=0.2
+    ) as session:
+        for pad in ("", "." * 20):
+            variables = {"many": many, "pad": pad}
+            try:
+                shown.append(str(session.execute(code.format(many=pad + many), variables)))
+            except CellError as error:
+                shown += [str(error), error.stdout]
+            except SyntaxError as error:
+                shown.append(str(error))
+            assert session.last
+            shown += [session.last.stdout, session.last.error, session.last.text or ""]
+    text = "".join(shown)
+    assert "[REDACTED:KEY]" in text
+    assert {part for i in range(37) if (part := secret[i : i + 4]) in text} == set()

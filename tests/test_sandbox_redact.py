@@ -129,6 +129,21 @@ def test_pieces_are_cleaned_as_the_whole(data: st.DataObject) -> None:
     assert out + stream.flush() == PLAIN.clean(text)
 
 
+@pytest.mark.parametrize("line", ["{{\n{}\n}}", "{} " * 9_000])
+def test_no_part_of_a_long_secret_is_shown_in_pieces(line: str) -> None:
+    """One of several lines is held back until it is complete; of an endless line, the end is."""
+    secret = "\n".join([KEY] * 3)
+    redactor = Redactor({"KEY": line.format(*[secret] * 9_000) if "\n" in line else KEY})
+    text = "first\n" + line.format(*[secret if "\n" in line else KEY] * 9_000) + "\nlast\n"
+    for step in (7, 4_000, 70_000):
+        stream = redactor.stream()
+        pieces = [stream.feed(text[at : at + step]) for at in range(0, len(text), step)]
+        shown = "".join(pieces) + stream.flush()
+        assert [KEY[i : i + 4] for i in range(12) if KEY[i : i + 4] in shown] == []
+        assert shown.startswith("first\n")
+        assert shown.endswith("last\n")
+
+
 @given(st.text())
 def test_cleaning_twice_changes_nothing(text: str) -> None:
     once = PLAIN.clean(text)

@@ -81,7 +81,13 @@ MAX_ANSWER = 20 << 20
 MAX_VALUE = 1 << 20
 """Bytes of JSON in the value of a trailing expression; beyond it, MAX_TEXT characters of repr."""
 MAX_TEXT = 20_000
-MAX_ERROR = 6_000
+ERROR_ENDS = 2_000, 4_000
+"""Characters shown of the start and of the end of an error."""
+MAX_DEPTH = 100
+"""Levels of lists and dicts in a value that leaves the session."""
+MARGIN = 8 << 10
+"""Characters beyond a cut that the host gets too: it takes secrets out before it cuts, so that no
+half of one is left. Longer than any key that is known by its look, a PEM block of 8192 bits too."""
 MAX_STREAM = 1 << 16
 """Characters of standard output sent while a cell runs; its result brings head and tail of all."""
 MAX_NATIVE = 1 << 20
@@ -241,12 +247,22 @@ def to_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def clip(text: str, head: int, tail: int) -> str:
-    """`text` with its middle left out when it is longer than `head` + `tail` characters."""
-    omitted = len(text) - head - tail
-    if omitted <= 0:
-        return text
-    return f"{text[:head]}\n[... {omitted:,} characters ...]\n{text[head + omitted :]}"
+def ends(text: str, head: int, tail: int) -> list[Any]:
+    """Of a text that the host shows `head` and `tail` characters of: what it needs of its start and
+    of its end, which is empty when the start is all, and its length, -1 for a length unknown."""
+    head, tail = head + MARGIN, tail + MARGIN if tail else 0
+    if len(text) <= head + tail:
+        return [text, "", len(text)]
+    return [text[:head], text[len(text) - tail :], len(text)]
+
+
+def is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
+    """Are there more than `levels` of lists and dicts in it?"""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return False
+    return not levels or any(is_deep(item, levels - 1) for item in value)
 
 
 def room_left(value: Any, room: int) -> int:
@@ -1092,6 +1108,8 @@ def plain_json(value: Any, what: str) -> bytes:
     """
     try:
         data = _plain.encode(value).encode("utf-8", "replace")
+        if is_deep(value):
+            raise ValueError(f"more than {MAX_DEPTH} levels of lists and dicts")
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"{what}: {error}. Only plain data can leave the session: str, int, float, bool, None, "
@@ -1117,7 +1135,7 @@ class Output(io.TextIOBase):
         """Send pieces to the host while the cell runs."""
         self.buffer = _OutputBytes(self)
         self._channel, self._shield = channel, shield
-        self._max_head, self._max_tail = head, tail
+        self._max_head, self._max_tail = head + MARGIN, tail + MARGIN
         self._lock = threading.Lock()
         self._pieces: deque[str] = deque()
         self._reset()
@@ -1166,15 +1184,13 @@ class Output(io.TextIOBase):
     def fileno(self) -> int:
         return 1
 
-    def take(self) -> tuple[str, int]:
-        """What was printed, without its middle when it is long, and its length in characters."""
+    def take(self) -> list[Any]:
+        """What was printed, as `ends` would give it."""
         self._fold()
         with self._lock:
             head, tail, count = self._head, self._tail, self._count
             self._reset()
-        if omitted := count - len(head) - len(tail):
-            head += f"\n[... {omitted:,} of {count:,} characters not shown ...]\n"
-        return head + tail, count
+        return [head + tail, "", count] if len(head) + len(tail) == count else [head, tail, count]
 
 
 class _OutputBytes(io.RawIOBase):
@@ -1201,16 +1217,16 @@ class NativeOutput:
         os.close(file)
         self._libc = ctypes.CDLL(None)
 
-    def take(self) -> str:
-        """The text written since the last call."""
+    def take(self) -> tuple[str, bool]:
+        """The text written since the last call, and whether there was no room for all of it."""
         self._libc.fflush(None)
         try:
             size = os.lseek(1, 0, os.SEEK_CUR)
             data = os.pread(1, min(size, MAX_NATIVE), 0) if size else b""
             os.lseek(1, 0, os.SEEK_SET)
         except OSError:  # guest code closed or replaced the descriptor
-            return ""
-        return data.decode("utf-8", "replace")
+            return "", False
+        return data.decode("utf-8", "replace"), size >= MAX_NATIVE
 
 
 class Input:
@@ -1290,7 +1306,7 @@ class Cells:
                 outcome = self._run(request["code"])
                 self._finish(outcome[0])
             except MemoryError:
-                outcome = {"kind": "error", "error": "MemoryError"}, None
+                outcome = {"kind": "error", "error": ends("MemoryError", *ERROR_ENDS)}, None
                 self._finish(outcome[0])
             self._reply(request["id"], outcome)
 
@@ -1303,9 +1319,10 @@ class Cells:
 
     def _finish(self, fields: dict[str, Any]) -> None:
         sys.stdout = sys.stderr = self.output
-        if native := self.native.take():
+        native, fields["torn"] = self.native.take()
+        if native:
             self.output.write(native)
-        fields["stdout"], fields["stdout_chars"] = self.output.take()
+        fields["stdout"] = self.output.take()
 
     def _prepare(self, request: dict[str, Any], fds: list[int]) -> None:
         """Put what the host owns into the namespace, whatever the last cell did to it."""
@@ -1361,7 +1378,7 @@ class Cells:
             body, tail = self._compile(code, name)
         except (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError) as error:
             text = "".join(traceback.format_exception_only(type(error), error))
-            return {"kind": "syntax", "error": text.rstrip()}, None
+            return {"kind": "syntax", "error": ends(text.rstrip(), *ERROR_ENDS)}, None
         try:
             try:
                 self.shield.arm()
@@ -1405,17 +1422,20 @@ class Cells:
         if value is None:
             return {"kind": "ok"}, None
         with contextlib.suppress(TypeError, ValueError, RecursionError):
-            if room_left(value, MAX_VALUE) >= 0:
+            if room_left(value, MAX_VALUE) >= 0 and not is_deep(value):
                 text = json.dumps(value, ensure_ascii=False, allow_nan=False)
                 if len(text) <= MAX_VALUE:
                     return {"kind": "ok"}, text.encode("utf-8", "replace")
         try:
-            text = repr(beginning(value, MAX_TEXT))
+            text = repr(beginning(value, MAX_TEXT + MARGIN))
         except RecursionError:
             text = repr(value)
-        return {"kind": "ok", "text": clip(text, MAX_TEXT, 0)}, None
+        start, end, count = ends(text, MAX_TEXT, 0)
+        if len(start) < count:  # of the first part only
+            count = len(value) if type(value) in (str, bytes) else -1
+        return {"kind": "ok", "text": [start, end, count]}, None
 
-    def _describe(self, error: BaseException) -> str:
+    def _describe(self, error: BaseException) -> list[Any]:
         try:
             text = self._traceback(error)
         except CellInterrupt:
@@ -1424,11 +1444,11 @@ class Cells:
             text = type(error).__name__
         if isinstance(error, SystemExit):
             text += "\nexit() ends the cell only: the session and its variables are kept."
-        return clip(text, MAX_ERROR // 3, MAX_ERROR * 2 // 3)
+        return ends(text, *ERROR_ENDS)
 
-    def _where(self, error: BaseException) -> str:
+    def _where(self, error: BaseException) -> list[Any]:
         """The traceback of an interrupt without its last line, which names a class of this file."""
-        return clip(self._traceback(error).rpartition("\n")[0], 0, MAX_ERROR)
+        return ends(self._traceback(error).rpartition("\n")[0], *ERROR_ENDS)
 
     @staticmethod
     def _traceback(error: BaseException) -> str:

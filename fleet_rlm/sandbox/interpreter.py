@@ -20,6 +20,7 @@ from dspy.utils.callback import with_callbacks
 
 from fleet_rlm.errors import DataError, SandboxError
 from fleet_rlm.sandbox import levels, local
+from fleet_rlm.sandbox.driver import MAX_STREAM
 from fleet_rlm.sandbox.journal import Answers, Journal, Rebuilt, Step
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.sandbox.session import Answer, Ask, CellResult, Limits, Session
@@ -201,12 +202,11 @@ class LocalInterpreter:
         self._stopped = False
         step = self._journal.begin(code, variables, tuple(self.tools), self._field_names())
         try:
-            raw = self._run(step)
+            self.last = self._run(step)
         except DataError as error:
             raise InputRejected(error.message, fix=error.fix) from error
         except SandboxError as error:
             raise SessionLost(error.message) from error
-        self.last = self._clean(raw)
         return self._outcome(self.last)
 
     def _run(self, step: Step) -> CellResult:
@@ -244,7 +244,7 @@ class LocalInterpreter:
             answer=answer,
         )
         if stream:
-            self._show(stream.flush())
+            self._show(stream.flush(cut=result.stdout_chars > MAX_STREAM))
         self._journal.add(step, result, time.monotonic() - start)
         return result
 
@@ -340,22 +340,6 @@ class LocalInterpreter:
     def _field_names(self) -> list[str] | None:
         fields = self.output_fields
         return None if fields is None else [str(field["name"]) for field in fields]
-
-    def _clean(self, result: CellResult) -> CellResult:
-        assert self._redactor is not None
-        clean = self._redactor.clean
-        try:
-            value = self._redactor.clean_data(result.value)
-        except RecursionError as error:
-            raise SessionLost("the session sent a value that is nested too deeply") from error
-        return CellResult(
-            kind=result.kind,
-            value=value,
-            text=None if result.text is None else clean(result.text),
-            error=clean(result.error),
-            stdout=clean(result.stdout),
-            stdout_chars=result.stdout_chars,
-        )
 
     def _outcome(self, result: CellResult) -> Any:
         if result.kind == "final":

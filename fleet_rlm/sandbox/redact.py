@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from fleet_rlm.sandbox.cut import window
+from fleet_rlm.sandbox.driver import MARGIN
+
 MIN_TEXT = 8
 """No secret, known or recognised, is shorter."""
 MIN_VALUE = 8
@@ -175,37 +178,64 @@ class Redactor:
             return {self.clean_data(key): self.clean_data(item) for key, item in value.items()}
         return value
 
+    def complete(self, text: str) -> int:
+        """How much of the start of `text` can be cleaned whatever follows it."""
+        end = text.rfind("\n") + 1
+        begin = text.rfind("-----BEGIN ", 0, end)
+        if begin >= 0 and "-----END " not in text[begin:end]:
+            end = begin
+        for value, _ in self._known:
+            if "\n" in value:
+                end = min(end, _start_of(value, text))
+        return end
+
     def stream(self) -> StreamRedactor:
         """A cleaner for text that comes in pieces."""
         return StreamRedactor(self)
 
 
 class StreamRedactor:
-    """Cleans text that comes in pieces: whole lines only, so that no secret is cut in two."""
+    """Cleans text that comes in pieces: whole lines only, so that no secret is cut in two.
+
+    The start of a PEM block, or of a known value of several lines, waits for the rest of it.
+    """
 
     HOLD = 64 << 10
-    """Characters held back at most while a line or a PEM block is open."""
+    """Characters held back at most; a line that is longer is shown without its middle."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._held = ""
+        self._skipping = False
+        """In a line of which a part was left out already."""
 
     def feed(self, piece: str) -> str:
         """What may be shown by now."""
+        if self._skipping:
+            _, ended, piece = piece.partition("\n")
+            self._skipping = not ended
         self._held += piece
-        end = self._held.rfind("\n") + 1
-        begin = self._held.rfind("-----BEGIN ", 0, end)
-        if begin >= 0 and "-----END " not in self._held[begin:end]:
-            end = begin
+        end = self._redactor.complete(self._held)
         if len(self._held) - end > self.HOLD:
-            end = len(self._held)
+            self._skipping = not self._held.endswith("\n")
+            return self.flush(cut=True) + "\n[... cut ...]\n"
         ready, self._held = self._held[:end], self._held[end:]
         return self._redactor.clean(ready)
 
-    def flush(self) -> str:
-        """The rest."""
+    def flush(self, *, cut: bool = False) -> str:
+        """The rest; without its last part, in which a secret may be cut off, if there was more."""
         ready, self._held = self._held, ""
+        if cut:
+            return window(ready, 0, len(ready) - MARGIN, self._redactor.clean)
         return self._redactor.clean(ready)
+
+
+def _start_of(value: str, text: str) -> int:
+    """Where `text` ends in a first part of `value`; its length if it does not."""
+    at = text.find(value[0], max(0, len(text) - len(value)))
+    while at >= 0 and not value.startswith(text[at:]):
+        at = text.find(value[0], at + 1)
+    return at if at >= 0 else len(text)
 
 
 def _forms(value: str) -> set[str]:

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from fleet_rlm.errors import BudgetExhausted, LimitReached, SandboxError
 from fleet_rlm.sandbox import driver
+from fleet_rlm.sandbox.cut import Clean as Clean
+from fleet_rlm.sandbox.cut import cut, join
 from fleet_rlm.sandbox.link import ANSWER_S, Link
 from fleet_rlm.sandbox.values import Inputs, Share, Shipment, plain
 
@@ -46,8 +48,6 @@ Ask = Callable[[], bytes]
 """Runs one tool call; the answer as the driver reads it."""
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Ask], bytes]
 """Stands between a call, by name and arguments, and the tool; called in a tool thread."""
-Clean = Callable[[Any], Any]
-"""Plain data without the secrets in its strings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,26 +101,25 @@ class CellResult:
     """Characters printed in all."""
 
 
-def parse_result(message: Mapping[str, Any]) -> CellResult:
-    """A result as a guest may have written it.
+def parse_result(message: Mapping[str, Any], limits: Limits, clean: Clean) -> CellResult:
+    """A result as a guest may have written it, cut to size and without secrets.
 
     Raises:
-        ValueError: it does not have the shape that the driver gives it.
+        ValueError, TypeError, KeyError: it does not have the shape that the driver gives it.
     """
-    kind, count = message.get("kind"), message.get("stdout_chars", 0)
-    texts = [message.get("error", ""), message.get("stdout", ""), message.get("text") or ""]
-    if kind not in KINDS or type(count) is not int or not all(isinstance(t, str) for t in texts):
+    kind, value = message["kind"], clean(message.get("value"))
+    stdout, torn = message["stdout"], bool(message.get("torn"))
+    if kind not in KINDS or (kind == "final" and not isinstance(value, dict)):
         raise ValueError("malformed result")
-    if kind == "final" and not isinstance(message.get("value"), dict):
-        raise ValueError("malformed answer")
-    error, stdout, _ = texts
+    nothing = ["", "", 0]
+    text = message.get("text")
     return CellResult(
         kind=kind,
-        value=message.get("value"),
-        text=message.get("text"),
-        error=error,
-        stdout=stdout,
-        stdout_chars=count,
+        value=value,
+        text=None if text is None else join(text, driver.MAX_TEXT, 0, clean),
+        error=join(message.get("error", nothing), *driver.ERROR_ENDS, clean),
+        stdout=join(stdout, limits.stdout_head, limits.stdout_tail, clean, torn=torn),
+        stdout_chars=stdout[2],
     )
 
 
@@ -288,7 +287,8 @@ class Session:
         Args:
             link: where the supervisor is.
             limits: what the session may use.
-            clean: takes secrets out of what tools are given, and of what they return or raise.
+            clean: takes secrets out of what leaves the session, what its tools are given, and what
+                they return or raise.
 
         Raises:
             SandboxError: the worker could not be started or could not lock itself in.
@@ -595,7 +595,7 @@ class Session:
                 return None
             cell.running = False
             if message["kind"] != "fault":
-                return parse_result(message)
+                return parse_result(message, self._limits, self._clean)
             reason = f"its inputs could not be loaded: {message['error']}"
         except (ValueError, TypeError, KeyError, RecursionError):
             reason = _REASONS["protocol"]
@@ -644,9 +644,8 @@ class Session:
             if _is_stop(error):
                 cell.stop = cell.stop or error
                 self.interrupt()
-            # Cleaned before it is cut, so that no half of a secret is left at the cut.
-            text = self._clean(driver.clip(f"{type(error).__name__}: {error}", 9000, 9000))
-            return driver.to_json({"error": driver.clip(text, 2000, 2000)})
+            text = cut(f"{type(error).__name__}: {error}", *driver.ERROR_ENDS, self._clean)
+            return driver.to_json({"error": text})
 
     def _call(self, cell: _Cell, name: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         if cell is not self._cell:
