@@ -366,3 +366,12 @@ def test_no_part_of_a_secret_is_left_at_a_cut(code: str) -> None:
     text = "".join(shown)
     assert "[REDACTED:KEY]" in text
     assert {part for i in range(37) if (part := secret[i : i + 4]) in text} == set()
+
+
+def test_values_that_are_nested_deeply_keep_the_session() -> None:
+    with LocalInterpreter(tools={"echo": lambda value: value}) as session:
+        session.execute("deep = []\nfor _ in range(600): deep = [deep]")
+        assert session.execute("deep").startswith("[[[[")
+        for code in ("SUBMIT(deep)", "echo(deep)"):
+            with pytest.raises(CellError, match="more than 100 levels"):
+                session.execute(code)
