@@ -51,12 +51,16 @@ def _parts(cell: dict[str, Any]) -> Iterator[str]:
 def commands(program: str) -> str:
     """The help of each command of a program, a section each."""
     app = import_module(f"fleet_rlm.cli.{APPS[program]}").app
-    group: Any = typer.main.get_command(app)
-    parts = []
+    return "\n".join(_sections(typer.main.get_command(app), program))
+
+
+def _sections(group: Any, path: str) -> Iterator[str]:
     for name, command in group.commands.items():
-        context = command.context_class(command, info_name=f"{program} {name}")
-        parts.append(f"## {program} {name}\n\n```text\n{command.get_help(context)}\n```\n")
-    return "\n".join(parts)
+        if hasattr(command, "commands"):
+            yield from _sections(command, f"{path} {name}")
+            continue
+        context = command.context_class(command, info_name=f"{path} {name}")
+        yield f"## {path} {name}\n\n```text\n{command.get_help(context)}\n```\n"
 
 
 def names() -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fleet_rlm.errors import UsageError, nearest
 
-Kind = Literal["evals", "datasets", "optimize"]
+Kind = Literal["evals", "datasets", "optimize", "experiments"]
 Origin = Literal["path", "project", "built in"]
 
 PROJECT_FILE = "fleet.toml"
@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """One TOML file of a project: a suite, a dataset manifest or a recipe."""
+    """One TOML file of a project: a suite, a dataset manifest, a recipe or an experiment."""
 
     name: str
     path: Path
@@ -34,12 +34,21 @@ def project_dir(start: Path) -> Path:
     return start
 
 
+def relative(path: Path) -> Path:
+    """`path` as seen from here, where it lies below."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
 def list_content(kind: Kind, project: Path) -> list[Content]:
     """Everything of `kind` that a name can mean, by name; a project's file hides a built-in one."""
     found: dict[str, Content] = {}
     for origin, folder in _roots(kind, project):
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, Content(name=path.stem, path=path, origin=origin))
+        for path in sorted(folder.glob("*/experiment.toml" if kind == "experiments" else "*.toml")):
+            name = _name(path)
+            found.setdefault(name, Content(name=name, path=path, origin=origin))
     return sorted(found.values(), key=lambda content: content.name)
 
 
@@ -54,18 +63,32 @@ def find_content(kind: Kind, name: str, project: Path) -> Content:
     Raises:
         UsageError: nothing by that name or path.
     """
-    listing = {"evals": "fleet-eval list", "optimize": "fleet-optimize list"}.get(kind)
+    listing = {
+        "evals": "fleet-eval list",
+        "optimize": "fleet-optimize list",
+        "experiments": "fleet-eval experiment list",
+    }.get(kind)
     if name.endswith(".toml") or "/" in name:
         path = Path(name).expanduser()
         if not path.is_file():
             raise UsageError(f"No file {name!r}.", fix=listing)
-        return Content(name=path.stem, path=path, origin="path")
+        return Content(name=_name(path), path=path, origin="path")
     known = {content.name: content for content in list_content(kind, project)}
     if name not in known:
-        thing = {"evals": "suite", "datasets": "dataset", "optimize": "recipe"}[kind]
+        thing = {
+            "evals": "suite",
+            "datasets": "dataset",
+            "optimize": "recipe",
+            "experiments": "experiment",
+        }[kind]
         hint = nearest(name, known)
         raise UsageError(f"No {thing} {name!r} in ./{kind} or built in. {hint}", fix=listing)
     return known[name]
+
+
+def _name(path: Path) -> str:
+    """An experiment has a folder for itself and its results; anything else is a file."""
+    return path.parent.name if path.name == "experiment.toml" else path.stem
 
 
 def _roots(kind: Kind, project: Path) -> Iterator[tuple[Origin, Path]]:

@@ -81,7 +81,7 @@ def make_project(folder: Path) -> Path:
 def run_block(block: Block, project: Path) -> None:
     if block.title:
         target = project / block.title
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(block.text)
     elif block.language == "python":
         run([sys.executable, "-c", block.text], project)

@@ -62,7 +62,7 @@ def test_the_wheel_carries_every_built_in_content_file(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         f"fleet_rlm/builtin/{path.relative_to(ROOT)}"
-        for folder in ("evals", "datasets", "optimize")
+        for folder in ("evals", "datasets", "optimize", "experiments")
         for path in (ROOT / folder).rglob("*.toml")
     }
     assert "fleet_rlm/builtin/evals/quickstart.toml" in expected

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.listing import print_content
-from fleet_rlm.cli.run import relative
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit
-from fleet_rlm.project import Content, find_content, project_dir
+from fleet_rlm.project import Content, find_content, project_dir, relative
 from fleet_rlm.report.tables import make_console, print_comparison, print_recipe_list
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import JobResult, prepare, run_job

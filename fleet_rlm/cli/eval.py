@@ -24,8 +24,8 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval compare runs/A runs/B runs/C        runs on the same samples, paired
   fleet-eval view                                every run in the MLflow dashboard
 
-Commands: init, list, show, fetch, audit, estimate, run, resume, compare, gate, samples, trace,
-rescore, view, sync, conformance, calibrate. Details: fleet-eval COMMAND --help
+Commands: init, list, show, fetch, audit, estimate, run, resume, compare, gate, experiment, samples,
+trace, rescore, view, sync, conformance, calibrate. Details: fleet-eval COMMAND --help
 """
 
 
@@ -481,6 +481,82 @@ def estimate(
             as_json=as_json,
         )
     )
+
+
+experiments = make_app("Run experiments: several arms on several suites, one budget.")
+app.add_typer(experiments, name="experiment")
+
+Experiment = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name, or path of an experiment.toml.")
+]
+ReplacedModel = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help="In place of every arm's models: sim for a dry run."),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where the results go. [default: experiments/NAME]"),
+]
+
+
+@experiments.command("list")
+def list_experiments(as_json: options.AsJson = False) -> int:
+    """List the experiments of your project and the built-in ones."""
+    from fleet_rlm.cli.experiment import list_command
+
+    return list_command(Path.cwd(), as_json=as_json)
+
+
+@experiments.command("run")
+def run_experiment(
+    name: Experiment,
+    model: ReplacedModel = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many samples, each run.")
+    ] = None,
+    max_usd: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="USD", help="Cap on all runs together. [default: its own]"),
+    ] = None,
+    concurrency: options.Concurrency = None,
+    workers: options.Workers = None,
+    sandbox: options.Sandbox = None,
+    min_coverage: options.MinCoverage = None,
+    retry_errors: options.RetryErrors = False,
+    no_mlflow: options.NoMlflow = False,
+    display: options.Display = "auto",
+    out: Results = None,
+) -> int:
+    """Run what an experiment owes, one run after the other, then write and print its results."""
+    from fleet_rlm.cli.experiment import ExperimentRequest, run_command
+
+    flags = {
+        "concurrency": concurrency,
+        "workers": workers,
+        "sandbox": sandbox,
+        "min_coverage": min_coverage,
+        "mlflow": False if no_mlflow else None,
+    }
+    return run_command(
+        ExperimentRequest(
+            name=name,
+            flags=flags,
+            model=model,
+            limit=limit,
+            max_usd=max_usd,
+            retry_errors=retry_errors,
+            display=display,
+            out=out,
+        )
+    )
+
+
+@experiments.command("report")
+def report_experiment(name: Experiment, model: ReplacedModel = None, out: Results = None) -> int:
+    """Write results.md and lock.json of an experiment anew, from the records of its runs alone."""
+    from fleet_rlm.cli.experiment import report_command
+
+    return report_command(name, model=model, out=out)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fleet_rlm.errors import Exit, UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm.connect import ModelSpec, specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
-from fleet_rlm.project import project_dir
+from fleet_rlm.project import project_dir, relative
 from fleet_rlm.report.tables import make_console, print_result
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
@@ -83,8 +83,33 @@ class RunRequest:
         return {name: value for name, value in asdict(self).items() if name in REPEATED}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A command line resolved: what runs on what, and where it is stored."""
+
+    request: RunRequest
+    project: Path
+    resolved: Resolved
+    arm: Arm
+    plan: Plan
+    folder: Path
+
+
 def run_command(request: RunRequest) -> int:
     """Run one arm on one suite and print the result; gives the exit code."""
+    prepared = prepare(request)
+    if request.print_config:
+        print(json.dumps(_shown_config(prepared), indent=2))
+        return Exit.OK
+    return exit_code(prepared, execute(prepared, show=_show))
+
+
+def prepare(request: RunRequest) -> Prepared:
+    """Resolve a command line.
+
+    Raises:
+        UsageError: unknown names, a malformed file, no key, a value out of range.
+    """
     project = project_dir(Path.cwd())
     resolved = resolve(request.flags, os.environ, project)
     overrides = sort_overrides(parse_overrides(request.overrides))
@@ -93,10 +118,9 @@ def run_command(request: RunRequest) -> int:
     plan = _plan(suite, request)
     arm = _arm(request, resolved, overrides)
     folder = request.out or run_folder(project / resolved.config.runs_dir, arm, suite)
-    if request.print_config:
-        print(json.dumps(_shown_config(resolved, arm, plan, folder), indent=2))
-        return Exit.OK
-    return _run(request, resolved, project, arm, plan, folder)
+    return Prepared(
+        request=request, project=project, resolved=resolved, arm=arm, plan=plan, folder=folder
+    )
 
 
 def resume_command(folder: Path, changes: Mapping[str, Any], flags: Mapping[str, Any]) -> int:
@@ -203,11 +227,21 @@ def _limits(request: RunRequest, given: Mapping[str, Any]) -> Limits:
     return Limits(**values)
 
 
-def _run(
-    request: RunRequest, resolved: Resolved, project: Path, arm: Arm, plan: Plan, folder: Path
-) -> int:
+def execute(
+    prepared: Prepared, *, show: Callable[[Prepared, Finished], None] | None = None
+) -> Finished:
+    """Run what is owed, with progress on stderr and the mirror to MLflow.
+
+    Args:
+        prepared: what.
+        show: prints the result while the mirror is still written.
+
+    Raises:
+        UsageError: the folder holds another arm, or the model's service refused the configuration.
+    """
+    request, resolved, arm = prepared.request, prepared.resolved, prepared.arm
     quiet = request.as_json and request.display == "auto"
-    progress = make_progress("none" if quiet else request.display, plan.suite.name)
+    progress = make_progress("none" if quiet else request.display, prepared.plan.suite.name)
     if arm.label:
         progress.say(arm.label)
     if arm.sandbox and not arm.sandbox.isolated:
@@ -215,12 +249,14 @@ def _run(
     trace, mirror = parse_trace(request.trace), None
     if resolved.config.mlflow:
         uri = resolved.config.mlflow_tracking_uri
-        mirror = Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=trace)
+        mirror = Mirror.start(
+            prepared.folder, tracking_uri=uri, project_dir=prepared.project, trace=trace
+        )
     try:
         finished = run_arm(
             arm,
-            plan,
-            folder,
+            prepared.plan,
+            prepared.folder,
             effort=Effort(
                 concurrency=resolved.config.concurrency,
                 workers=resolved.config.workers,
@@ -230,22 +266,23 @@ def _run(
             progress=progress,
             command=request.to_json(),
         )
-        _show(request, arm, finished)
+        if show is not None:
+            show(prepared, finished)
         if mirror and (problem := mirror.finish().problem):
-            progress.say(f"{problem} Later: fleet-eval sync {relative(folder)}")
+            progress.say(f"{problem} Later: fleet-eval sync {relative(prepared.folder)}")
     finally:
         if mirror:
             mirror.cancel()
-    return _exit_code(resolved, finished)
+    return finished
 
 
-def _show(request: RunRequest, arm: Arm, finished: Finished) -> None:
-    summary = finished.summary
+def _show(prepared: Prepared, finished: Finished) -> None:
+    request, summary = prepared.request, finished.summary
     if request.as_json:
         print(json.dumps(summary), flush=True)
         return
     console = make_console(sys.stdout)
-    print_result(console, summary, arm.label)
+    print_result(console, summary, prepared.arm.label)
     shown = relative(finished.folder)
     console.print(f"run       {shown}", markup=False, soft_wrap=True)
     if finished.interrupted or finished.budget:
@@ -272,16 +309,17 @@ def _other_arm(request: RunRequest) -> str:
     return shlex.join(words)
 
 
-def _exit_code(resolved: Resolved, finished: Finished) -> int:
+def exit_code(prepared: Prepared, finished: Finished) -> int:
+    """How the process ends after a run; what is wrong is said on stderr."""
     if finished.interrupted:
         return Exit.INTERRUPTED
     if finished.budget is not None:
         print(f"error: {finished.budget}", file=sys.stderr)
         return Exit.BUDGET
-    if finished.summary["coverage"] < resolved.config.min_coverage:
+    if finished.summary["coverage"] < prepared.resolved.config.min_coverage:
         print(
             f"error: coverage {finished.summary['coverage']:.0%} is below"
-            f" {resolved.config.min_coverage:.0%}: see the errors in"
+            f" {prepared.resolved.config.min_coverage:.0%}: see the errors in"
             f" {relative(finished.folder / 'records.jsonl')}."
             " Try: the same command with --retry-errors",
             file=sys.stderr,
@@ -290,23 +328,16 @@ def _exit_code(resolved: Resolved, finished: Finished) -> int:
     return Exit.OK
 
 
-def _shown_config(resolved: Resolved, arm: Arm, plan: Plan, folder: Path) -> dict[str, Any]:
+def _shown_config(prepared: Prepared) -> dict[str, Any]:
+    plan, resolved = prepared.plan, prepared.resolved
     return {
         "suite": plan.suite.describe(),
         "samples": len(plan.samples),
         "epochs": plan.epochs,
-        "arm": arm.to_json(),
+        "arm": prepared.arm.to_json(),
         "config": {
             name: {"value": value, "from": resolved.origin[name]}
             for name, value in resolved.config.model_dump().items()
         },
-        "folder": str(relative(folder)),
+        "folder": str(relative(prepared.folder)),
     }
-
-
-def relative(path: Path) -> Path:
-    """`path` as seen from here, where it lies below."""
-    try:
-        return path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fleet_rlm.report.grid import Grid
@@ -31,25 +31,28 @@ def render(found: RunComparison, form: Form) -> str:
     """
     parts = [found.label] if found.label else []
     base = found.names[0]
-    suite = found.baseline.lock["suite"]["name"]
-    others = "1 run" if len(found.candidates) == 1 else f"{len(found.candidates)} runs"
-    parts.append(f"{suite}: {others} against {base}, paired by sample")
+    others = "1 arm" if len(found.names) == 2 else f"{len(found.names) - 1} arms"
+    parts.append(f"{found.suite}: {others} against {base}, paired by sample")
     parts.append(_shown(_arms(found), form))
     for name in found.names[1:]:
         rows = [row for row in found.rows if row.arm == name]
         parts.append(_title(f"{name} less {base}", form))
-        parts.append(_shown(_differences(rows), form))
+        parts.append(_shown(difference_grid(rows), form))
         parts.append(_title(f"what {name} took and how it ended, against {base}", form))
-        parts.append(_shown(_costs(rows), form))
+        parts.append(_shown(cost_grid(rows), form))
+    parts.append(notes(found, bullet="* " if form == "markdown" else ""))
+    return "\n\n".join(parts)
+
+
+def notes(found: RunComparison, *, bullet: str) -> str:
+    """How the tables are to be read, and what else differs; a line each."""
     marks = [f"{mark}: {text}." for mark, text in _marks(found.rows).items()]
     about = (
         "p: sign flips of contexts; p Holm: for all arms, metrics and tasks, lengths apart."
         " +/-/=: samples better, worse, equal. detects: difference that 80 % of such runs would"
         " show. $, tokens and seconds (waits for a rate limit apart) are of a sample and epoch."
     )
-    bullet = "* " if form == "markdown" else ""
-    parts.append("\n".join(bullet + line for line in [about, *marks, *found.notes]))
-    return "\n\n".join(parts)
+    return "\n".join(bullet + line for line in [about, *marks, *found.notes])
 
 
 def _title(text: str, form: Form) -> str:
@@ -80,7 +83,8 @@ def _arms(found: RunComparison) -> Grid:
     return Grid(heads, rows, words={"arm", "run", "ended"})
 
 
-def _differences(rows: list[Row]) -> Grid:
+def difference_grid(rows: Sequence[Row]) -> Grid:
+    """What differs, a row each."""
     heads = ("task", "length", "n", "contexts", "base", "cand", "difference", "95% CI", "p",
              "p Holm", "+/-/=", "detects", "base, cand, errors=0")  # fmt: skip
     return Grid(heads, [_difference(row) for row in rows], words={"task"})
@@ -105,7 +109,8 @@ def _difference(row: Row) -> tuple[str, ...]:
     )
 
 
-def _costs(rows: list[Row]) -> Grid:
+def cost_grid(rows: Sequence[Row]) -> Grid:
+    """What both arms took and how they ended, a row each."""
     pairs = [f"{which} {what}" for what in ("$", "tokens", "p50 s", "p95 s")
              for which in ("base", "cand")]  # fmt: skip
     shown = [

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_rlm.errors import UsageError
+from fleet_rlm.ledger import Usage
 from fleet_rlm.lm.simulated import LABEL
 from fleet_rlm.runner.outcomes import METRICS, Cost, Metric, Numbers, Outcomes, codes, read_outcomes
 from fleet_rlm.runner.stored import Run, open_run
+from fleet_rlm.statistics.clustered import mean_interval
 from fleet_rlm.statistics.paired import Comparison, compare_paired, holm
 
 ALL = "all"
@@ -59,8 +61,9 @@ class Row:
 class RunComparison:
     """Candidates against a baseline."""
 
-    baseline: Run
-    candidates: tuple[Run, ...]
+    groups: tuple[tuple[Run, ...], ...]
+    """The runs of the baseline, then those of each candidate; several where seeds are pooled."""
+
     names: tuple[str, ...]
     """Of the baseline and the candidates: program, and what tells them apart."""
 
@@ -73,6 +76,11 @@ class RunComparison:
 
     label: str | None = None
     """The sentence that must stand beside the numbers, if any."""
+
+    @property
+    def suite(self) -> str:
+        """Name of the suite that all of them ran."""
+        return str(self.groups[0][0].lock["suite"]["name"])
 
     def row(
         self, task: str = ALL, *, arm: int = 0, length: int | None = None, metric: Metric = "score"
@@ -97,7 +105,7 @@ class RunComparison:
     def to_json(self) -> dict[str, Any]:
         """What `fleet-eval compare --json` prints."""
         return {
-            "suite": self.baseline.lock["suite"]["name"],
+            "suite": self.suite,
             "label": self.label,
             "notes": list(self.notes),
             "baseline": self.arms[0],
@@ -126,30 +134,49 @@ def compare(
     """
     if not candidates:
         raise UsageError("A comparison takes a baseline and at least one candidate.")
-    base, *others = (
-        run if isinstance(run, Run) else open_run(run) for run in (baseline, *candidates)
+    runs = [run if isinstance(run, Run) else open_run(run) for run in (baseline, *candidates)]
+    return compare_groups(
+        [[run] for run in runs], names=names or arm_names(runs), allow_mixed=allow_mixed
     )
+
+
+def compare_groups(
+    groups: Sequence[Sequence[Run]], *, names: Sequence[str], allow_mixed: bool = False
+) -> RunComparison:
+    """Compare arms that were run several times, on other samples each time: all pooled.
+
+    Args:
+        groups: the runs of each arm, those on the same samples at the same place; the baseline's
+            first.
+        names: of the arms.
+        allow_mixed: as in `compare`.
+
+    Raises:
+        UsageError: as `compare`.
+    """
+    base, *others = groups
     for other in others:
-        _check(base, other, allow_mixed=allow_mixed)
-    runs = (base, *others)
-    shown = tuple(names or arm_names(runs))
-    before = read_outcomes(base.folder)
-    arms, rows = [_arm(base, before, shown[0])], []
-    for run, name in zip(others, shown[1:], strict=True):
-        after = read_outcomes(run.folder)
-        arms.append(_arm(run, after, name))
+        for first, second in zip(base, other, strict=True):
+            _check(first, second, allow_mixed=allow_mixed)
+    before = read_outcomes([run.folder for run in base])
+    arms, rows = [_arm(base, before, names[0])], []
+    for runs, name in zip(others, names[1:], strict=True):
+        after = read_outcomes([run.folder for run in runs])
+        arms.append(_arm(runs, after, name))
         found = list(_Pair.of(name, before, after).rows())
         if not found:
-            raise UsageError(f"{base.folder} and {run.folder} have no scored sample in common.")
+            raise UsageError(
+                f"{base[0].folder} and {runs[0].folder} have no scored sample in common."
+            )
         rows += found
+    every = [run for runs in groups for run in runs]
     return RunComparison(
-        baseline=base,
-        candidates=tuple(others),
-        names=shown,
+        groups=tuple(map(tuple, groups)),
+        names=tuple(names),
         rows=_adjusted(rows),
         arms=tuple(arms),
-        notes=tuple(_notes(runs, shown)),
-        label=next((LABEL for run in runs if _kind(run) == "simulated"), None),
+        notes=tuple(_notes([runs[0] for runs in groups], names)),
+        label=next((LABEL for run in every if _kind(run) == "simulated"), None),
     )
 
 
@@ -374,15 +401,53 @@ def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def _arm(run: Run, outcomes: Outcomes, name: str) -> dict[str, Any]:
-    kept = ("run", "program", "model", "settings", "samples", "errors", "coverage", "score", "ci")
-    after = ("usage", "wall_s", "stops")
-    every = np.ones(len(outcomes.samples), bool)
+def _arm(runs: Sequence[Run], outcomes: Outcomes, name: str) -> dict[str, Any]:
+    first = runs[0].summary
+    scores = outcomes.scores["score"]
+    scored = ~np.isnan(scores)
+    clusters = codes(outcomes.clusters)[scored]
     zeros = outcomes.with_zeros
+    planned = sum(run.lock["planned"] for run in runs)
+    usage = sum((Usage.from_json(run.summary["usage"]) for run in runs), Usage())
+    cost = outcomes.cost(np.ones(len(outcomes.samples), bool))
     return {
         "name": name,
-        **{key: run.summary[key] for key in kept},
+        "run": ", ".join(run.folder.name for run in runs),
+        **{key: first[key] for key in ("program", "model", "settings")},
+        "samples": len(outcomes.samples),
+        "contexts": len(set(outcomes.clusters)),
+        "errors": cost.records - outcomes.scored,
+        "coverage": outcomes.scored / planned if planned else 0.0,
+        "score": float(scores[scored].mean()) if scored.any() else None,
+        "ci": mean_interval(scores[scored], clusters) if scored.any() else None,
         "with_errors_as_zero": float(zeros.mean()) if len(zeros) else None,
-        "cost": asdict(outcomes.cost(every)),
-        **{key: run.summary[key] for key in after},
+        "curve": list(curve(outcomes)),
+        "cost": asdict(cost),
+        "usage": usage.to_json(),
+        "wall_s": sum(run.summary["wall_s"] for run in runs),
+        "stops": cost.stops,
     }
+
+
+def curve(outcomes: Outcomes) -> Iterator[dict[str, Any]]:
+    """Score by length, of all tasks and of each: `task`, `length`, `n`, `contexts`, `score`, `ci`.
+
+    `ci` is None for one context; of a length without a score there is nothing.
+    """
+    scores = outcomes.scores["score"]
+    scored = ~np.isnan(scores)
+    clusters, lengths = codes(outcomes.clusters), np.array(outcomes.lengths)
+    tasks = np.array(outcomes.tasks, dtype=object)
+    names = sorted(set(outcomes.tasks))
+    for task in [ALL, *names] if len(names) > 1 else names:
+        inside = scored if task == ALL else scored & (tasks == task)
+        for length in np.unique(lengths[inside]).tolist():
+            chosen = inside & (lengths == length)
+            yield {
+                "task": task,
+                "length": length,
+                "n": int(chosen.sum()),
+                "contexts": len(np.unique(clusters[chosen])),
+                "score": float(scores[chosen].mean()),
+                "ci": mean_interval(scores[chosen], clusters[chosen]),
+            }

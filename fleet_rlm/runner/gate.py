@@ -129,7 +129,7 @@ def gate_drop(
     found = compare(baseline, run, allow_mixed=allow_mixed)
     row = found.row()
     test = row.test
-    both = [found.baseline, *found.candidates]
+    both = [run for (run,) in found.groups]
     shown = _estimate(test.difference, test.ci, test.clusters, signs=True)
     coverage = min(each.summary["coverage"] for each in both)
     enough = coverage >= min_coverage

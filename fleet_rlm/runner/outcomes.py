@@ -91,13 +91,19 @@ class Cost:
     stops: dict[str, int]
 
 
-def read_outcomes(folder: Path) -> Outcomes:
-    """Read a run's records; the folder stays as it is.
+def read_outcomes(folders: Sequence[Path]) -> Outcomes:
+    """Read the records of one arm; the folders stay as they are.
+
+    Args:
+        folders: its runs; a sample that several of them have is one sample with more records.
 
     Raises:
         UsageError: a line cannot be read.
     """
-    columns = read_columns(folder / "records.jsonl")
+    columns: dict[str, list[Any]] = {}
+    for folder in folders:
+        for name, values in read_columns(folder / "records.jsonl").items():
+            columns.setdefault(name, []).extend(values)
     ids = columns.get("sample", [])
     place: dict[str, int] = {}
     sample_of = np.fromiter((place.setdefault(i, len(place)) for i in ids), np.int64, len(ids))

@@ -103,8 +103,7 @@ class RunStore:
     @property
     def spent(self) -> Usage:
         """What all attempts so far have cost, those without a record included."""
-        recorded = (total_usage(r.usage) for r in self._records if not r.rescored)
-        return sum(recorded, total_usage(self.abandoned.usage))
+        return _spent(self._records, self.abandoned)
 
     def _write(self, file: IO[bytes], line: Mapping[str, Any]) -> None:
         try:
@@ -142,6 +141,21 @@ class RunStore:
 
 COLUMNS = tuple(name for name in FIELDS if name != "usage")
 """Fields that `read_columns` gives as they are stored."""
+
+
+def read_spent(folder: Path) -> Usage:
+    """What a stored run has cost, whoever is writing it.
+
+    Raises:
+        UsageError: a record cannot be read.
+    """
+    return _spent(read_records(folder / "records.jsonl"), read_abandoned(folder))
+
+
+def _spent(records: Iterable[Record], abandoned: Abandoned) -> Usage:
+    recorded = (total_usage(record.usage) for record in records if not record.rescored)
+    return sum(recorded, total_usage(abandoned.usage))
+
 
 SUMMED = ("calls", "input_tokens", "cached_tokens", "output_tokens", "usd")
 """Usage that it gives summed over roles."""

@@ -1,0 +1,164 @@
+"""The results page of an experiment, made from the records of its runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fleet_rlm.report.comparison import cost_grid, difference_grid, notes, stops
+from fleet_rlm.report.grid import Grid
+from fleet_rlm.report.tables import count, interval, number, short_length
+from fleet_rlm.runner.compare import ALL, RunComparison
+from fleet_rlm.runner.experiment import Experiment
+from fleet_rlm.runner.stored import Run
+
+
+def render_results(
+    name: str,
+    experiment: Experiment,
+    found: Mapping[str, RunComparison],
+    *,
+    commands: Sequence[str],
+    plots: Mapping[str, Sequence[str]],
+) -> str:
+    """`results.md`.
+
+    Args:
+        name: of the experiment.
+        experiment: its file.
+        found: suite -> its arms, all seeds pooled.
+        commands: those that make the runs and print this page.
+        plots: suite -> files of its plots, beside the page.
+    """
+    labels = [comparison.label for comparison in found.values() if comparison.label]
+    parts = [f"# {name}", experiment.question]
+    if labels:
+        parts.append(f"**{labels[0]}**")
+    parts += [experiment.about] if experiment.about else []
+    parts.append("```bash\n" + "\n".join(commands) + "\n```")
+    for suite, comparison in found.items():
+        parts += [f"## {suite}", *_suite(comparison, experiment)]
+        parts += [f"![{_alt(file)}]({file})" for file in plots.get(suite, ())]
+    parts += ["## What ran", _ran(found).to_markdown()]
+    parts.append(
+        "Versions, prices, revision and digests of each run: [lock.json](lock.json). Scores are"
+        " means over samples with 95 % intervals by context; an error is missing data and lowers"
+        " the coverage."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def lock(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """What ran, exactly: run -> its suite, arm and versions, without any path of a machine."""
+    return {name: _locked(run) for name, run in runs.items()}
+
+
+def _locked(run: Run) -> dict[str, Any]:
+    suite, arm, about = run.lock["suite"], run.lock["arm"], run.lock["lock"]
+    return {
+        "created": run.lock["created"],
+        "suite": {key: suite[key] for key in ("name", "version", "seed", "digest", "source")},
+        "arm": {key: value for key, value in arm.items() if key != "sandbox"}
+        | {"sandbox": arm["sandbox"]["level"]},
+        "epochs": run.lock["epochs"],
+        "planned": run.lock["planned"],
+        "scored": run.summary["scored"],
+        "usd": run.summary["usage"]["usd"],
+        **{key: about[key] for key in ("versions", "prices", "hash_seed", "git")},
+    }
+
+
+def _alt(file: str) -> str:
+    return file.rpartition("/")[2].rpartition(".")[0].replace("-", " ")
+
+
+def _suite(comparison: RunComparison, experiment: Experiment) -> Iterator[str]:
+    yield _arms(comparison).to_markdown()
+    yield "Score by length of the context, with its 95 % interval and the number of samples:"
+    yield _curves(comparison).to_markdown()
+    if references := _references(comparison, experiment):
+        yield "Published scores beside ours; their samples, prompts and prices are not ours:"
+        yield references.to_markdown()
+    for name in comparison.names[1:]:
+        rows = [row for row in comparison.rows if row.arm == name]
+        yield f"### {name} less {comparison.names[0]}"
+        yield difference_grid(rows).to_markdown()
+        yield cost_grid(rows).to_markdown()
+    yield notes(comparison, bullet="* ")
+
+
+def _arms(comparison: RunComparison) -> Grid:
+    heads = ("arm", "n", "contexts", "score", "95% CI", "errors=0", "coverage", "$ a sample",
+             "tokens", "p50 s", "p95 s", "ended")  # fmt: skip
+    rows = [
+        (
+            arm["name"],
+            str(arm["samples"]),
+            str(arm["contexts"]),
+            number(arm["score"]),
+            interval(arm["ci"]),
+            number(arm["with_errors_as_zero"]),
+            f"{arm['coverage']:.0%}",
+            f"{arm['cost']['usd']:.4f}",
+            count(arm["cost"]["tokens"]),
+            f"{arm['cost']['p50_s']:.2f}",
+            f"{arm['cost']['p95_s']:.2f}",
+            stops(arm["stops"]),
+        )
+        for arm in comparison.arms
+    ]
+    return Grid(heads, rows, words={"arm", "ended"})
+
+
+def _curves(comparison: RunComparison) -> Grid:
+    points = {
+        (arm["name"], point["task"], point["length"]): point
+        for arm in comparison.arms
+        for point in arm["curve"]
+    }
+    tasks = list(dict.fromkeys(task for _, task, _ in points))
+    lengths = sorted({length for _, _, length in points})
+    rows = [
+        (task, name, *(_point(points.get((name, task, length))) for length in lengths))
+        for task in tasks
+        for name in comparison.names
+    ]
+    return Grid(("task", "arm", *map(short_length, lengths)), rows, words={"task", "arm"})
+
+
+def _point(point: Mapping[str, Any] | None) -> str:
+    if point is None:
+        return "-"
+    between = "one context" if point["ci"] is None else interval(point["ci"])
+    return f"{point['score']:.3f} ({between}; {point['n']})"
+
+
+def _references(comparison: RunComparison, experiment: Experiment) -> Grid | None:
+    tasks = list(dict.fromkeys(row.task for row in comparison.rows if row.task != ALL))
+    found = [r for r in experiment.references if set(r.scores) & set(tasks)]
+    if not found:
+        return None
+    ours = {(row.arm, row.task): row.candidate.score for row in comparison.rows
+            if row.length is None and row.metric == "score"}  # fmt: skip
+    ours |= {(comparison.names[0], row.task): row.baseline.score for row in comparison.rows
+             if row.length is None and row.metric == "score"}  # fmt: skip
+    rows = [
+        (r.arm, r.source, *(f"{number(r.scores.get(task))} / {number(ours.get((r.arm, task)))}"
+                            for task in tasks))
+        for r in found
+    ]  # fmt: skip
+    heads = ("arm", "published", *(f"{task}: theirs / ours" for task in tasks))
+    return Grid(heads, rows, words={"arm", "published"})
+
+
+def _ran(found: Mapping[str, RunComparison]) -> Grid:
+    rows = [
+        (run.folder.name, run.lock["arm"]["program"], run.lock["arm"]["models"]["root"]["name"],
+         run.lock["arm"]["models"]["sub"]["name"], str(run.lock["planned"]),
+         f"{run.summary['usage']['usd']:.2f}", run.lock["suite"]["digest"][:12],
+         run.lock["arm"]["digest"][:12])
+        for comparison in found.values() for group in comparison.groups for run in group
+    ]  # fmt: skip
+    heads = ("run", "program", "model", "sub-model", "planned", "$", "suite digest",
+             "program digest")  # fmt: skip
+    return Grid(heads, rows, words={"run", "program", "model", "sub-model"})

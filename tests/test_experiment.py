@@ -1,0 +1,109 @@
+"""`fleet-eval experiment`: all cells under one budget, resumed, rendered from records alone."""
+
+import json
+
+import pytest
+
+from fleet_rlm.errors import UsageError
+from fleet_rlm.runner.experiment import cells, load_experiment
+
+FILE = """\
+question = "Which?"
+baseline = "direct"
+seeds = [0, 7]
+max_usd = 1.0
+
+[[suites]]
+suite = "quickstart"
+overrides = { lengths = [4000], windows = 1 }
+
+[[arms]]
+name = "one turn"
+program = "rlm"
+settings = { max_iters = 1 }
+guidance = "Be brief."
+
+[[arms]]
+name = "direct"
+program = "direct"
+
+[[references]]
+arm = "direct"
+source = "A paper"
+scores = { needle = 0.25 }
+"""
+
+
+def write(project, text=FILE):
+    folder = project / "experiments" / "which"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "experiment.toml").write_text(text)
+    return folder
+
+
+def test_an_experiment_runs_resumes_and_is_rendered_from_its_records(project, command):
+    folder = write(project)
+    words = ("experiment", "run", "which", "--no-mlflow", "--display", "none")
+    stopped = command(*words, "--max-usd", "0.03")
+    assert stopped.returncode == 3
+    runs = project / "runs" / "experiments" / "which"
+    before = {p: p.read_bytes() for p in runs.rglob("records.jsonl")}
+    assert before
+    spent = sum(
+        role["usd"]
+        for data in before.values()
+        for line in data.splitlines()
+        for role in json.loads(line)["usage"].values()
+    )
+    assert 0 < spent < 0.05
+    missing = command("experiment", "report", "which")
+    assert missing.returncode == 2
+    assert "has not been made. Try: fleet-eval experiment run which" in missing.stderr
+
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    for path, data in before.items():
+        assert path.read_bytes().startswith(data)
+    page = (folder / "results.md").read_text()
+    assert done.stdout.strip() == page.strip()
+    for part in ("simulated model: these", "### one turn less direct", "A paper", "0.250 / "):
+        assert part in page
+    assert page.count("| needle | ") >= 2
+    locked = json.loads((folder / "lock.json").read_text())
+    assert set(locked) == {p.parent.name for p in runs.rglob("records.jsonl")}
+    arm = locked["quickstart-seed7--one-turn"]["arm"]
+    assert (arm["settings"]["max_iters"], arm["guidance"]) == (1, "Be brief.")
+    assert len({run["suite"]["digest"] for run in locked.values()}) == 2
+    assert str(project) not in (folder / "lock.json").read_text()
+
+    again = command("experiment", "report", "which", "--out", "elsewhere")
+    assert again.returncode == 0
+    assert (project / "elsewhere" / "results.md").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ('baseline = "direct"', 'baseline = "drect"', "no arm 'drect'. Did you mean 'direct'"),
+        ('name = "one turn"', 'name = "direct"', "two arms are named 'direct'"),
+        ("max_usd = 1.0", "max_usd = 0", "max_usd: Input should be greater than 0"),
+        ("guidance =", "guidence =", "Did you mean 'guidance'"),
+        ('question = "Which?"', "", "question: Field required"),
+    ],
+)
+def test_a_malformed_file_is_one_line(project, was, now, said):
+    path = write(project, FILE.replace(was, now)) / "experiment.toml"
+    with pytest.raises(UsageError, match=said.replace("?", r"\?")) as found:
+        load_experiment(path)
+    assert "\n" not in str(found.value)
+
+
+def test_every_arm_runs_on_the_samples_of_a_suite_before_the_next(project):
+    found = load_experiment(write(project) / "experiment.toml")
+    names = [cell.folder for cell in cells(found)]
+    assert names == [
+        "quickstart-seed0--direct",
+        "quickstart-seed0--one-turn",
+        "quickstart-seed7--direct",
+        "quickstart-seed7--one-turn",
+    ]
