@@ -79,12 +79,13 @@ class Tally:
 
     @property
     def margin(self) -> float | None:
-        """Half of the 95 % interval, by context; None below two contexts."""
+        """Half of the 95 % interval by context; None below two contexts and while all are equal."""
         at, known = self._margin
-        if self._clock() - at >= INTERVAL_S:
+        if self._clock() - at >= INTERVAL_S or self.done == self.total:
             means = np.array([fmean(found) for found in self._scores.values()])
             interval = mean_interval(means, [self._clusters[name] for name in self._scores])
-            known = None if interval is None else (interval.high - interval.low) / 2
+            tells = interval is not None and interval.has_width
+            known = (interval.high - interval.low) / 2 if interval and tells else None
             self._margin = (self._clock(), known)
         return known
 
