@@ -59,6 +59,39 @@ def test_faults_are_found():
     assert failed_after(lambda draft: replace(draft, tokens=draft.tokens - 1)) == {"length"}
 
 
+def test_evidence_in_one_part_of_the_text_is_found(monkeypatch):
+    suite = suite_of("needle").override({"lengths": 8000, "windows": 3})
+    task, plan = suite.tasks[0], suite.plan()
+
+    def positions(change):
+        samples = [
+            replace(planned, write=lambda p=planned: change(p.write()), windows=WindowCache())
+            for planned in plan
+        ]
+        return next(check for check in audit_task(task, samples) if check.name == "positions")
+
+    def early(draft):
+        asked = tuple(replace(q, position=q.position / 4) for q in draft.questions)
+        return replace(draft, questions=asked)
+
+    assert positions(lambda draft: draft).passed
+    assert not positions(early).passed
+
+
+def test_a_benchmark_whose_answers_are_known_without_reading_fails(project, command):
+    """What the simulated model says of a text that it was not shown is the gold answer here."""
+    rows = [
+        {"context": f"Nothing is said in part {n}.", "question": f"Who is at {n}?", "answer": gold}
+        for n, gold in enumerate(["I am not sure."] * 9 + ["Ines"])
+    ]
+    Path("known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = {"FLEET_DATA_DIR": str(project / "cache")}
+    assert command("init", "known.jsonl", env=env).returncode == 0
+    done = command("audit", "known", "--attempts", "0", env=env)
+    assert done.returncode == 1, done.stdout
+    assert "FAIL  all             blind       0.90 without the text, floor 0.26" in done.stdout
+
+
 def bench():
     from fleet_rlm.config import resolve
     from fleet_rlm.ledger import Limits

@@ -363,12 +363,19 @@ def audit(
     attempts: Annotated[
         int, typer.Option(help="Samples that the simulated model answers, to search for gold.")
     ] = 3,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="Model that is asked without the text. [default: sim]"),
+    ] = None,
+    api_base: options.ApiBase = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Check a suite: gold recomputed, no leak of it, balance, floors. Exit 1 if a check fails."""
     from fleet_rlm.cli.audit import audit_command
 
-    return audit_command(Path.cwd(), suite, overrides or [], limit, attempts, as_json=as_json)
+    flags = {"model": model or "sim", "api_base": api_base}
+    where = Path.cwd()
+    return audit_command(where, suite, overrides or [], limit, attempts, flags, as_json=as_json)
 
 
 @app.command()

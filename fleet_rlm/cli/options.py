@@ -13,7 +13,7 @@ Program = Annotated[
     typer.Option(
         "-p",
         "--program",
-        help="rlm, agent, direct, truncate, bm25, mapreduce, router, a bundle's folder, or"
+        help="rlm, agent, direct, truncate, bm25, mapreduce, router, blind, a bundle's folder, or"
         " FILE.py:FUNCTION.",
     ),
 ]

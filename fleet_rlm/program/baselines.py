@@ -1,4 +1,4 @@
-"""Baselines that answer with one prompt: the whole text, its two ends, or passages found in it."""
+"""Baselines that answer with one prompt: the whole text, parts of it, or nothing of it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,25 @@ class Direct(TextProgram):
     def answer_from(self, text: str, query: str) -> dspy.Prediction:
         found = self.answer(context=text, query=query)
         return tell(found, "Read the whole context.", stop="answered")
+
+
+WITHHELD = "[The text is withheld. Answer from what you know, or say that you do not know.]"
+
+
+class Blind(TextProgram):
+    """The question without its text: what a model remembers or guesses.
+
+    A score above the floor says that answers can be known without reading: the benchmark was in the
+    training data, or the question gives them away.
+    """
+
+    summary = "probe: the query without the context, for what a model knows or guesses"
+
+    def build(self, guidance: str, settings: ProgramSettings) -> None:
+        self.answer = Reader(self.signature)
+
+    def answer_from(self, text: str, query: str) -> dspy.Prediction:
+        return tell(self.answer(context=WITHHELD, query=query), "Read nothing.", stop="answered")
 
 
 class TruncateSettings(ProgramSettings):
@@ -168,6 +187,7 @@ BASELINES: Mapping[str, type[TextProgram]] = {
     "bm25": BM25,
     "mapreduce": MapReduce,
     "router": Router,
+    "blind": Blind,
 }
 """Program name -> class. Each says what it is (`summary`), whether it needs a sandbox (`runs_code`)
 and what may be set (`settings_type`), and is made as `TextProgram` says."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ LOCAL = frozenset({"codeqa"})
 _FLOOR = 0.75
 """A task on which knowing nothing is worth more than this measures too little."""
 
-_APART = 0.25
-"""How far the mean position of the evidence may lie from the middle."""
+_UNEVEN = 1.949
+"""Kolmogorov's bound at alpha 0.001, times the root of n: sqrt(-ln(alpha / 2) / 2). Above it,
+positions are not spread evenly over the text (Smirnov 1948)."""
 
 _ENOUGH = 8
 """Samples of a task from which positions and floors can be judged."""
@@ -141,11 +143,18 @@ def _positions(task: Task, seen: Sequence[Seen]) -> Check:
     places = [s.question.position for _, s in seen if s.question.position is not None]
     if len(places) < _ENOUGH:
         return Check(task.name, "positions", True, f"{len(places)} known: too few to judge")
-    mean = sum(places) / len(places)
     quarters = [sum(q / 4 <= p < (q + 1) / 4 or p == q + 1 == 4 for p in places) for q in range(4)]
-    balanced = abs(mean - 0.5) <= _APART and max(quarters) <= len(places) / 2
+    apart = _distance_from_even(places)
+    balanced = apart * sqrt(len(places)) <= _UNEVEN
     shown = "/".join(map(str, quarters))
-    return Check(task.name, "positions", balanced, f"{shown} in the quarters, mean {mean:.2f}")
+    told = f"{shown} in the quarters, {apart:.2f} from even"
+    return Check(task.name, "positions", balanced, told)
+
+
+def _distance_from_even(places: Sequence[float]) -> float:
+    """Largest distance between the shares of places and of text up to a point (Kolmogorov's D)."""
+    ordered, n = sorted(places), len(places)
+    return max(max((k + 1) / n - p, p - k / n) for k, p in enumerate(ordered))
 
 
 def _floors(task: Task, seen: Sequence[Seen]) -> Check:
