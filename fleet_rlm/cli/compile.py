@@ -13,9 +13,12 @@ from fleet_rlm.cli.listing import print_content
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit
 from fleet_rlm.project import Content, find_content, project_dir, relative
-from fleet_rlm.report.tables import make_console, print_comparison, print_recipe_list
+from fleet_rlm.report.job import render_plan, render_result
+from fleet_rlm.report.tables import print_recipe_list
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import JobResult, prepare, run_job
+from fleet_rlm.search.plan import JobPlan, plan_job
+from fleet_rlm.search.promote import judge
 from fleet_rlm.search.recipe import SUB_MODEL, Recipe, load_recipe, make_recipe
 
 
@@ -27,6 +30,7 @@ def compile_command(
     out: Path | None,
     display: str,
     as_json: bool,
+    dry_run: bool,
 ) -> int:
     """Run a job and print the comparison; gives the exit code.
 
@@ -37,6 +41,7 @@ def compile_command(
         out: the job's folder.
         display: how to show progress.
         as_json: print the result as JSON and nothing else on stdout.
+        dry_run: only say what the job will take.
     """
     _fix_hash_seed()
     project = project_dir(Path.cwd())
@@ -51,6 +56,8 @@ def compile_command(
     progress = {
         stage: make_progress(shown, f"{recipe.name} {stage}") for stage in ("baseline", "winner")
     }
+    if dry_run:
+        return _show_plan(plan_job(job), job.arm.label, as_json=as_json)
     if job.arm.label:
         progress["baseline"].say(job.arm.label)
     result = run_job(job, progress)
@@ -88,29 +95,25 @@ def _fix_hash_seed() -> None:
         os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})
 
 
-def _show(result: JobResult, label: str | None, *, as_json: bool) -> None:
+def _show_plan(plan: JobPlan, label: str | None, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(result.to_json()), flush=True)
+        print(json.dumps(plan.to_json()))
+    else:
+        print("\n".join(filter(None, (label, render_plan(plan.to_json())))))
+    if plan.warning:
+        print(f"warning: {plan.warning}", file=sys.stderr)
+    return Exit.OK
+
+
+def _show(result: JobResult, label: str | None, *, as_json: bool) -> None:
+    found = result.to_json()
+    if as_json:
+        print(json.dumps(found), flush=True)
         return
-    console = make_console(sys.stdout)
-    print_comparison(console, result.baseline, result.winner, result.test, label)
-    study, usage = result.study, result.usage
-    chosen = ", ".join(f"{name} {value}" for name, value in result.winner["params"].items())
+    verdict = judge(found)
+    bundle, job = relative(result.bundle), relative(result.folder)
     sub = result.winner["params"].get(SUB_MODEL)
-    sub = f" --sub-model {sub}" if sub else ""
-    lines = {
-        "winner": f"trial {result.winner['trial']} by {study['policy']}: {chosen}",
-        "study": f"{study['trials']} trials, {study['complete']} on the whole validation;"
-        f" {study['ended']}",
-        "noise": f"choosing among them flatters by {study['noise']['optimism']:+.3f};"
-        f" {study['noise']['stability']:.0%} of redrawn validations choose the same",
-        "matters": " · ".join(f"{name} {share:.0%}" for name, share in study["importances"].items())
-        or "too few trials to tell",
-        "spent": f"${usage['usd']:.4f}, of it ${usage['compile_usd']:.4f} before the test;"
-        f" {usage['calls']:,.0f} calls, {usage['seconds']:.0f} s",
-        "bundle": relative(result.bundle),
-        "next": f"fleet-eval run SUITE --program {relative(result.bundle)}{sub}",
-        "": f"fleet-rlm run --bundle {relative(result.bundle)} --context FILE --query QUERY{sub}",
-    }
-    for name, text in lines.items():
-        console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)
+    print(render_result(found, f"{verdict.reason}: {verdict.text}", label))
+    print(f"bundle    {bundle}")
+    print(f"serve     fleet-rlm serve-api --bundle {bundle}{f' --sub-model {sub}' if sub else ''}")
+    print(f"promote   fleet-optimize promote {job} --alias champion", flush=True)

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fleet_rlm.statistics.clustered import Interval
-from fleet_rlm.statistics.paired import Comparison
 from fleet_rlm.suites.conformance import Cell
 
 NARROWEST = 100
@@ -141,55 +140,6 @@ def print_cells(console: Console, cells: Sequence[Cell]) -> None:
         )
         table.add_row(*shown, "equal" if cell.equal else "[bold red]DIFFERS[/]")
     console.print(table)
-
-
-def print_comparison(
-    console: Console,
-    baseline: Mapping[str, Any],
-    candidate: Mapping[str, Any],
-    test: Comparison,
-    label: str | None,
-) -> None:
-    """Print two arms on the same samples, and the paired difference with what it is worth.
-
-    Args:
-        console: where to.
-        baseline: summary of the first arm.
-        candidate: summary of the second.
-        test: candidate against baseline, sample by sample.
-        label: the sentence that must stand beside the numbers, if any.
-    """
-    if label:
-        console.print(f"[bold yellow]{label}[/]")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("sealed test")
-    for name in ("n", "score", "95% CI", "$ a sample", "calls a sample", "coverage"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, summary in (("baseline", baseline), ("compiled", candidate)):
-        n = max(1, summary["samples"])
-        table.add_row(
-            name,
-            str(summary["scored"]),
-            number(summary["score"]),
-            interval(summary["ci"]),
-            f"{summary['usage']['usd'] / n:.5f}",
-            f"{summary['usage']['calls'] / n:.1f}",
-            f"{summary['coverage']:.0%}",
-        )
-    console.print(table)
-    between = "no interval: one context"
-    if test.ci is not None:
-        between = f"95% CI {signed(test.ci)}" if not test.degenerate else "all contexts equal"
-    console.print(
-        f"change    {test.difference:+.3f} on {test.n} common samples in {test.clusters} contexts,"
-        f" {between}, p = {test.p:.3g}"
-        + (" (too few contexts to tell)" if test.has_too_few_contexts else ""),
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(
-        f"          {test.wins} better, {test.losses} worse, {test.ties} equal", markup=False
-    )
 
 
 def signed(bounds: Sequence[float]) -> str:

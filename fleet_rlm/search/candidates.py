@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 
-from fleet_rlm.program.state import dump_state
+from fleet_rlm.program.state import dump_state, texts
 from fleet_rlm.runner.store import write_atomic
 
 Demo = Mapping[str, Any]
@@ -36,6 +36,36 @@ class Candidates:
     @property
     def predictors(self) -> tuple[str, ...]:
         return tuple(self.instructions)
+
+    def where(self, fault: Callable[[list[str], bool], str | None]) -> tuple[Candidates, list[str]]:
+        """The candidates without a fault, the baseline's own always among them; and the others.
+
+        Args:
+            fault: the texts of a candidate and whether it is an instruction -> what is wrong.
+
+        Returns:
+            The rest, and a line for each that is left out.
+        """
+        left_out = []
+        instructions, demos = {}, {}
+        for name in self.predictors:
+            own, *others = self.instructions[name]
+            faults = {found: fault([found.text], True) for found in others}
+            instructions[name] = (own, *(found for found in others if not faults[found]))
+            left_out += [
+                f"an instruction of {name} ({found.source}) holds {why}"
+                for found, why in faults.items()
+                if why
+            ]
+            kept = [self.demos[name][0]]
+            for drawn in self.demos[name][1:]:
+                why = fault([text for _, text in texts(list(drawn))], False)
+                if why:
+                    left_out.append(f"worked examples of {name} hold {why}")
+                else:
+                    kept.append(drawn)
+            demos[name] = tuple(kept)
+        return Candidates(instructions, demos), left_out
 
     def to_json(self) -> dict[str, Any]:
         return {

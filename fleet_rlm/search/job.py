@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from fleet_rlm.program.bundle import save
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.program.manifest import Evidence, Score
 from fleet_rlm.program.recursion import ProgramSettings
+from fleet_rlm.program.state import texts
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.executor import StopFlag, stop_on_signals
@@ -40,17 +42,22 @@ from fleet_rlm.search.candidates import (
     write_candidates,
 )
 from fleet_rlm.search.lab import PATIENCE_S, Interrupted, Lab
+from fleet_rlm.search.leaks import find_leak, know
 from fleet_rlm.search.policy import Noise, selection_noise
 from fleet_rlm.search.recipe import SUB_MODEL, Recipe
 from fleet_rlm.search.space import check_space, make_space
 from fleet_rlm.search.spending import JobPurse
 from fleet_rlm.search.split import Split, split
+from fleet_rlm.search.stored import TRIALS
 from fleet_rlm.search.study import Study, StudyResult, TrialResult
 from fleet_rlm.statistics.paired import Comparison, compare
 from fleet_rlm.suites.suite import Suite, load_suite
 
 MARGIN = 1.5
 """What is held back for the sealed test, as a multiple of what it is expected to take."""
+
+OVERFIT = 0.02
+"""Gain that a test may lack of the validation's before it is called overfit, at least."""
 
 UNBOUND = ("description", "trials", "max_usd", "max_seconds")
 """Keys of a recipe that may change while its job is under way."""
@@ -79,6 +86,18 @@ class JobResult:
     test: Comparison
     """Winner against baseline on the sealed test."""
 
+    cost: Comparison
+    """The same in dollars a sample."""
+
+    latency: Comparison
+    """The same in seconds a sample; of a simulated model by its calls and tokens."""
+
+    gain: dict[str, float]
+    """Winner less baseline on `validation` and on `test`, in score units."""
+
+    warnings: list[str]
+    """What to mind when reading the figures."""
+
     demos: int
     """Worked examples in the compiled prompts."""
 
@@ -99,6 +118,10 @@ class JobResult:
             "front": self.front,
             "study": self.study,
             "test": scores | asdict(self.test),
+            "cost": asdict(self.cost),
+            "latency": asdict(self.latency),
+            "gain": self.gain,
+            "warnings": self.warnings,
             "demos": self.demos,
             "usage": self.usage,
         }
@@ -118,6 +141,9 @@ class Compilation:
     """Models that the space names, by name."""
 
     folder: Path
+    runs_dir: Path
+    """Where earlier runs are, for estimates."""
+
     concurrency: int
     caps: Caps = field(default_factory=Caps)
     patience_s: Sequence[float] = PATIENCE_S
@@ -164,6 +190,7 @@ def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None)
         arm=arm,
         models=_sub_models(recipe, resolved, sub),
         folder=out or project / resolved.config.runs_dir / "jobs" / name,
+        runs_dir=project / resolved.config.runs_dir,
         concurrency=resolved.config.concurrency,
         caps=Caps(usd=recipe.max_usd, seconds=recipe.max_seconds),
     )
@@ -232,7 +259,6 @@ class _Session:
         job, recipe = self.job, self.job.recipe
         self.lab = replace(self.lab, candidates=self._candidates())
         space = make_space(recipe, job.arm.settings, job.arm.sub.name, self.lab.candidates)
-        self.size = space.size
         study = Study(
             self.lab,
             space,
@@ -244,7 +270,7 @@ class _Session:
         )
         sealed = job.folder / "sealed.json"
         # Once the test is open, a longer search would choose with it in sight.
-        found = study.result() if sealed.exists() else study.run(self._tell)
+        found = study.result() if sealed.exists() else study.run(partial(self._tell, study))
         if self.stop and self.stop.error is None:
             raise Interrupted
         chosen = self._seal(sealed, found)
@@ -257,7 +283,7 @@ class _Session:
             return stored
         found = self.lab.candidates
         if job.recipe.learns:
-            found = self._with_demos(found)
+            found = self._without_leaks(self._with_demos(found))
         write_candidates(path, found, job.identity())
         return found
 
@@ -280,9 +306,52 @@ class _Session:
         demos = {name: (*own, *drawn.get(name, ())) for name, own in found.demos.items()}
         return replace(found, demos=demos)
 
-    def _tell(self, found: StudyResult) -> None:
+    def _without_leaks(self, found: Candidates) -> Candidates:
+        """The candidates that hold nothing of validation or test."""
+        train, validation, test = self.job.split
+        own = as_it_is(self.job.arm.make_program())
+        known = know(
+            (planned.build() for planned in train),
+            (planned.build() for planned in (*validation, *test)),
+            (text for _, text in texts(own.to_json())),
+        )
+        clean, leaks = found.where(
+            lambda texts, is_instruction: find_leak(texts, known, check_gold=is_instruction)
+        )
+        for leak in leaks:
+            self.say(f"Left out: {leak}.")
+        return clean
+
+    def _store(self, study: Study, found: StudyResult, ended: str) -> None:
+        """What `status`, `trials` and `diff` read."""
+        content = {
+            "wanted": study.wanted,
+            "ended": ended,
+            "winner": found.winner,
+            "front": list(found.front),
+            "importances": study.importances(),
+            "trials": [self._row(trial) for trial in found.trials],
+        }
+        _write(self.job.folder / TRIALS, content)
+
+    def _row(self, trial: TrialResult) -> dict[str, Any]:
+        values = trial.values
+        objectives: dict[str, Any] = dict.fromkeys(("score", "usd", "latency_s"))
+        return {
+            "trial": trial.number,
+            "outcome": trial.outcome,
+            "feasible": trial.is_feasible,
+            "samples": trial.samples,
+            "failed": trial.measured.failed,
+            **(objectives if values is None else asdict(values)),
+            "params": dict(trial.params),
+            "run": str(self.lab.folder_of(trial.params).relative_to(self.job.folder)),
+        }
+
+    def _tell(self, study: Study, found: StudyResult) -> None:
+        self._store(study, found, "")
         self._hold(found)
-        done, of = len(found.trials), min(self.job.recipe.trials, self.size)
+        done, of = len(found.trials), study.wanted
         best, cap = found.trial(found.winner), self.purse.caps.usd
         values = best.values
         assert values is not None
@@ -331,8 +400,11 @@ class _Session:
                     arms[name], job.split.test, job.folder / name, progress=self.progress[name]
                 ).summary
         sealed = json.loads((job.folder / "sealed.json").read_text(encoding="utf-8"))
+        self._store(study, found, sealed["ended"])
+        learned = self._learned(found, chosen)
         before, after = summaries["baseline"], summaries.get("winner", summaries["baseline"])
         program = arms["winner"].make_program()
+        compared = self._compare(arms, "winner" if chosen.number else "baseline")
         result = JobResult(
             folder=job.folder,
             bundle=self._export(program, arms["winner"], chosen, before, after),
@@ -347,7 +419,11 @@ class _Session:
                 "importances": study.importances(),
                 "noise": self._noise(found)._asdict(),
             },
-            test=self._compare("winner" if chosen.number else "baseline"),
+            test=compared["score"],
+            cost=compared["usd"],
+            latency=compared["seconds"],
+            gain={"validation": learned.difference, "test": compared["score"].difference},
+            warnings=_warnings(learned, compared["score"], before, after),
             demos=sum(len(predictor.demos) for predictor in program.predictors()),
             usage=self._usage(sealed["compile"]["usd"]),
         )
@@ -355,6 +431,13 @@ class _Session:
         if not stored.exists():
             _write(stored, result.to_json())
         return result
+
+    def _learned(self, found: StudyResult, chosen: TrialResult) -> Comparison:
+        """Winner against baseline on the validation that chose it."""
+        cluster_of = {sample.id: sample.cluster for sample in self.job.split.validation}
+        learned = compare(found.trial(0).measured.score, chosen.measured.score, cluster_of)
+        assert learned is not None
+        return learned
 
     def _usage(self, compile_usd: float) -> dict[str, float]:
         path = self.job.folder / "result.json"
@@ -406,18 +489,23 @@ class _Session:
         )
         return save(program, folder, evidence=evidence)
 
-    def _compare(self, winner: str) -> Comparison:
-        baseline, compiled = (
-            last_records(repair_and_read(self.job.folder / name / "records.jsonl")).values()
-            for name in ("baseline", winner)
+    def _compare(self, arms: Mapping[str, Arm], winner: str) -> dict[str, Comparison]:
+        """Winner against baseline on the sealed test: by "score", "usd" and "seconds"."""
+        job = self.job
+        ids = [sample.id for sample in job.split.test]
+        before, after = (
+            self.lab.measure(arms[name], job.folder / name, ids) for name in ("baseline", winner)
         )
-        cluster_of = {sample.id: sample.cluster for sample in self.job.split.test}
-        found = compare(sample_means(baseline), sample_means(compiled), cluster_of)
-        if found is None:
-            raise UsageError(
-                f"No sample of the test was scored both before and after: see {self.job.folder}.",
-                fix="the same command again",
-            )
+        cluster_of = {sample.id: sample.cluster for sample in job.split.test}
+        found = {}
+        for value in ("score", "usd", "seconds"):
+            compared = compare(getattr(before, value), getattr(after, value), cluster_of)
+            if compared is None:
+                raise UsageError(
+                    f"No sample of the test was scored both before and after: see {job.folder}.",
+                    fix="the same command again",
+                )
+            found[value] = compared
         return found
 
 
@@ -455,6 +543,23 @@ def _opened(job: Compilation) -> Iterator[JobPurse]:
             yield purse
         finally:
             purse.close()
+
+
+def _warnings(
+    learned: Comparison, test: Comparison, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[str]:
+    found = []
+    lost = learned.difference - test.difference
+    noise = math.hypot(learned.stderr or 0.0, test.stderr or 0.0)
+    if lost > max(OVERFIT, 2 * noise):
+        found.append(
+            f"overfit: the winner gained {learned.difference:+.3f} on the validation that chose it"
+            f" and {test.difference:+.3f} on the test"
+        )
+    for name, summary in (("baseline", before), ("winner", after)):
+        if summary["coverage"] < 1:
+            found.append(f"{name}: {summary['errors']} samples of the test have no score")
+    return found
 
 
 def _traced(make: Any, folder: Path, guidance: str, settings: ProgramSettings) -> dspy.Module:

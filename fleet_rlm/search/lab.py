@@ -93,10 +93,14 @@ class Lab:
 
     def measured(self, params: Params, samples: Sequence[PlannedSample]) -> Measured:
         """What a trial's stored records say of these samples."""
-        arm = self.arm_of(params)
+        ids = [sample.id for sample in samples]
+        return self.measure(self.arm_of(params), self.folder_of(params), ids)
+
+    def measure(self, arm: Arm, folder: Path, samples: Sequence[str]) -> Measured:
+        """What the stored records of an arm say of samples, by their ids."""
         return measure(
-            last_records(self._records(self.folder_of(params))).values(),
-            [sample.id for sample in samples],
+            last_records(self._records(folder)).values(),
+            samples,
             workers=_workers(arm.settings),
             is_simulated=arm.model_kind == "simulated",
         )

@@ -1,0 +1,76 @@
+"""What `fleet-optimize status`, `trials`, `diff`, `export` and `promote` do with a stored job."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fleet_rlm.config import resolve
+from fleet_rlm.errors import Exit
+from fleet_rlm.lm.simulated import LABEL
+from fleet_rlm.project import project_dir, relative
+from fleet_rlm.report.job import render_diff, render_status, render_trials
+from fleet_rlm.search import promote as promotion
+from fleet_rlm.search.stored import StoredJob, diff, open_job
+
+BUNDLES = "bundles"
+"""The project's folder of promoted bundles."""
+
+
+def status_command(name: str, *, as_json: bool) -> int:
+    """Print how far a job is."""
+    job = _open(name)
+    return _show(job, job.status(), render_status, as_json=as_json)
+
+
+def trials_command(name: str, *, as_json: bool) -> int:
+    """Print the trials of a job."""
+    job = _open(name)
+    assert job.trials
+    return _show(job, dict(job.study or {}), render_trials, as_json=as_json)
+
+
+def diff_command(name: str, trial: int | None, *, as_json: bool) -> int:
+    """Print what a trial changed."""
+    job = _open(name)
+    return _show(job, diff(job, trial), render_diff, as_json=as_json)
+
+
+def export_command(name: str, target: Path) -> int:
+    """Copy the winner's bundle and print where it is."""
+    print(promotion.export(_open(name), target))
+    return Exit.OK
+
+
+def promote_command(name: str, *, alias: str, force: str | None) -> int:
+    """Give the winner an alias and print where it is."""
+    job = _open(name)
+    found = promotion.promote(job, project_dir(Path.cwd()) / BUNDLES, alias, force=force)
+    why = f"forced: {found.forced}" if found.verdict.reason == "unproven" else found.verdict.reason
+    if job.is_simulated:
+        print(LABEL)
+    print(f"promoted  {found.bundle} to {relative(found.path)} ({why}: {found.verdict.text})")
+    print(f"serve     fleet-rlm serve-api --bundle {relative(found.path)}")
+    return Exit.OK
+
+
+def _open(name: str) -> StoredJob:
+    project = project_dir(Path.cwd())
+    return open_job(name, project / resolve({}, os.environ, project).config.runs_dir / "jobs")
+
+
+def _show(
+    job: StoredJob,
+    found: dict[str, Any],
+    render: Callable[[dict[str, Any]], str],
+    *,
+    as_json: bool,
+) -> int:
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join([LABEL] * job.is_simulated + [render(found)]))
+    return Exit.OK
