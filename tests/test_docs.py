@@ -185,7 +185,7 @@ def table(page: str, first: str) -> list[list[str]]:
     tables = [part for part in text.split("\n\n") if part.startswith(f"| {first} |")]
     assert len(tables) == 1, f"{page}: {len(tables)} tables begin with {first!r}"
     rows = tables[0].strip().splitlines()[2:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows]
 
 
 def names(cells: Sequence[str]) -> set[str]:
@@ -249,6 +249,13 @@ def test_datasets_rules_and_their_keys():
     assert column("scoring.md", "rule") == set(LIBRARY)
     page = (ROOT / "docs" / "scoring.md").read_text()
     assert names([page[page.index("Rubrics are") :].partition("or a text")[0]]) == set(RUBRICS)
+
+
+def test_slash_commands():
+    from fleet_rlm.serving.slash import HELP
+
+    shown = {row[0].strip("`").replace("\\|", "|") for row in table("chat.md", "command")}
+    assert shown == set(HELP)
 
 
 def test_routes(tmp_path):

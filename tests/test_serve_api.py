@@ -9,8 +9,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
 
 import dspy
 import httpx
@@ -18,47 +16,32 @@ import pytest
 from agent_scripts import call, finish, in_turn
 from bundles import simulated
 from scripted import scripted_lm
-from web import web_server
+from served import (
+    ALICE,
+    ASK,
+    BOB,
+    ENDLESS,
+    NOTES,
+    SOON_S,
+    make_engine,
+    run_fleet,
+    serving,
+    wait_for,
+)
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import fleet_rlm
-from fleet_rlm.cli.fleet import main as fleet
 from fleet_rlm.config import resolve
 from fleet_rlm.lm.simulated.launch import simulated_server
 from fleet_rlm.program.registry import AnswerQuery
 from fleet_rlm.serving.app import Service
-from fleet_rlm.serving.engine import Engine
 from fleet_rlm.serving.settings import ServerSettings
-
-SOON_S = 1.0
-NOTES = "Nothing here.\nThe access code for Halcyon-37 is 1234567.\n" + "More prose.\n" * 50
-ASK = "What is the current access code for Halcyon-37? Answer with the code only. Delegate it."
-ENDLESS = "import time\nwhile True:\n    time.sleep(0.01)"
-ALICE, BOB = "a" * 32, "b" * 32
-LOCAL = resolve({}, {}, Path("/nonexistent"))
-
-
-def make_engine(bundle=None, resolved=LOCAL, lm=None, **limits):
-    engine = Engine(bundle, resolved, {}, **limits)
-    if lm is not None:
-        engine.bench = replace(engine.bench, root=lm, sub=lm)
-    return engine
 
 
 @pytest.fixture(scope="module")
 def engine():
     return make_engine()
-
-
-@contextmanager
-def serving(engine, folder, **settings):
-    service = Service(engine, ServerSettings(state=folder / "state", **settings))
-    with (
-        web_server(service.asgi, ws="auto", ws_max_size=1 << 20) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
-    ):
-        yield client
 
 
 @contextmanager
@@ -266,13 +249,6 @@ def test_cancel_ends_a_turn_within_a_second_and_others_are_served_meanwhile(what
             assert "fleet_turns_running 0.0" in metrics
 
 
-def wait_for(condition, seconds=SOON_S * 5):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_client_that_leaves_ends_its_turn(tmp_path):
     engine = make_engine(lm=in_turn(call("rlm_query", query="q", context="c"), code=ENDLESS))
     with serving(engine, tmp_path) as client:
@@ -442,14 +418,6 @@ def test_a_bundle_is_what_answers(tmp_path):
         found = client.post("/chat", json={"message": "m"}).json()
         assert found["assistant_response"] == "4711"
     assert any("says the champion" in prompt for prompt in lm.engine.prompts)
-
-
-def run_fleet(monkeypatch, capfd, *words):
-    monkeypatch.setattr(sys, "argv", ["fleet-rlm", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        fleet()
-    out, err = capfd.readouterr()
-    return int(ended.value.code), out, err
 
 
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path, monkeypatch, capfd):

@@ -25,6 +25,7 @@ HOME = """\
 fleet-rlm uses the programs that fleet-eval scores.
 
   fleet-rlm run --context book.txt --query 'Who ...?'   answer one question about one file
+  fleet-rlm code-chat                                    chat over documents in the terminal
   fleet-rlm serve-api --bundle PATH                      serve a compiled program over HTTP
   fleet-rlm doctor                                       check sandbox, model, key, store
   fleet-rlm sim-server --latency-ms 300                  serve the simulated model over HTTP
@@ -73,6 +74,71 @@ def run(
             as_json=as_json,
         )
     )
+
+
+def code_chat(
+    bundle: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A compiled program. [default: the agent]")
+    ] = None,
+    connect: Annotated[
+        str | None, typer.Option(metavar="URL", help="Chat with a server. [env: FLEET_RLM_TOKEN]")
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The server's chat to go on with.")
+    ] = None,
+    docs_path: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A file to load, or a folder to work in.")
+    ] = None,
+    volume_name: Annotated[str | None, typer.Option(help="Volume for the memory tools.")] = None,
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
+    sandbox: options.Sandbox = None,
+    react_max_iters: ReactMaxIters = None,
+    rlm_max_iterations: RlmMaxIterations = None,
+    rlm_max_llm_calls: RlmMaxLlmCalls = None,
+    timeout: Timeout = 900.0,
+    trace: Annotated[bool, typer.Option(help="Show the work behind an answer.")] = True,
+    trace_mode: Annotated[str, typer.Option(help="compact, verbose or off.")] = "compact",
+    opentui: Annotated[
+        bool,
+        typer.Option("--opentui/--no-opentui", " /--plain", help="Full screen, or line by line."),
+    ] = True,
+) -> int:
+    """Chat over documents in the terminal; in a pipe, line by line."""
+    from fleet_rlm.cli.code_chat import CodeChat, code_chat_command
+    from fleet_rlm.serving.engine import AgentLimits
+    from fleet_rlm.serving.slash import parse_trace_mode
+
+    return code_chat_command(
+        CodeChat(
+            bundle=bundle,
+            connect=connect,
+            session=session,
+            docs_path=docs_path,
+            volume_name=volume_name,
+            flags={
+                "model": model,
+                "sub_model": sub_model,
+                "api_base": api_base,
+                "sandbox": sandbox,
+            },
+            price=price,
+            limits=AgentLimits(
+                react_max_iters=react_max_iters,
+                rlm_max_iterations=rlm_max_iterations,
+                rlm_max_llm_calls=rlm_max_llm_calls,
+                timeout_s=timeout,
+            ),
+            trace=parse_trace_mode(trace_mode if trace else "off"),
+            full_screen=opentui,
+        )
+    )
+
+
+app.command(name="code-chat")(code_chat)
+app.command(name="run-react-chat", help="The same as code-chat.")(code_chat)
 
 
 @app.command(name="serve-api")
