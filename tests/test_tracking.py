@@ -17,6 +17,7 @@ import pytest
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.tracking import Mirror
+from fleet_rlm.tracking.lookup import find_run
 from fleet_rlm.tracking.store import resolve_uri, shown
 from fleet_rlm.tracking.view import serve
 
@@ -111,7 +112,7 @@ def test_a_run_folder_becomes_one_mlflow_run(project, store):
     history = client.get_metric_history(run.info.run_id, "score_by_length")
     assert [(point.step, point.value) for point in history] == [(8000, 0.0), (16000, 1.0)]
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert files == {"run.json", "summary.json", "records.json"}
+    assert files == {"run.json", "summary.json", "records.json", "records.jsonl.gz"}
     assert len(table_of(client, run)["data"]) == 4
 
 
@@ -178,6 +179,28 @@ def test_a_copied_folder_or_a_deleted_run_gets_its_own_mlflow_run(project, store
     assert writer.write_run(client, experiment, copy).info.run_id != first
     client.delete_run(first)
     assert writer.write_run(client, experiment, folder).info.run_id != first
+
+
+def test_a_run_is_found_by_the_id_of_its_mlflow_run_here_and_elsewhere(project, store, tmp_path):
+    from fleet_rlm.tracking import writer
+
+    client, experiment = store
+    uri, runs = client.tracking_uri, project / "runs"
+    folder = write_run(runs / "jobs" / "a")
+    run_id = writer.write_run(client, experiment, folder).info.run_id
+    assert find_run(Path(run_id), runs_dir=runs, tracking_uri=uri) == folder
+    assert find_run(folder, runs_dir=runs, tracking_uri=uri) == folder
+    elsewhere = tmp_path / "elsewhere"
+    found = find_run(Path(run_id), runs_dir=elsewhere, tracking_uri=uri)
+    assert found == elsewhere / "mlflow" / run_id
+    told = (folder / "records.jsonl").read_text().splitlines()
+    read = (found / "records.jsonl").read_text().splitlines()
+    assert list(map(json.loads, read)) == list(map(json.loads, told))
+    assert (found / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
+    for where in (uri, f"sqlite:///{tmp_path}/none.db"):
+        with pytest.raises(UsageError, match="No run folder here"):
+            find_run(Path("0" * 32), runs_dir=runs, tracking_uri=where)
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_deleted_experiment_is_not_written_to(store):

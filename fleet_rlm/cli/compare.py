@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fleet_rlm.cli.given import find_runs
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.report.comparison import render
 from fleet_rlm.runner.compare import compare
@@ -23,7 +24,8 @@ def compare_command(
     """Print what differs between stored runs."""
     if as_json and as_markdown:
         raise UsageError("--json and --md are two forms of one output.", fix="one of them")
-    found = compare(baseline, *candidates, allow_mixed=allow_mixed)
+    baseline, *others = find_runs([baseline, *candidates])
+    found = compare(baseline, *others, allow_mixed=allow_mixed)
     if as_json:
         print(json.dumps(found.to_json()))
     else:

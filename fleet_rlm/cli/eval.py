@@ -246,7 +246,7 @@ def resume(
 
 @app.command()
 def compare(
-    baseline: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    baseline: Annotated[Path, typer.Argument(help="Folder of a run, or the id of its MLflow run.")],
     candidates: Annotated[
         list[Path], typer.Argument(help="Folders of other runs on the same samples.")
     ],

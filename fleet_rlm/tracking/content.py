@@ -41,8 +41,9 @@ _OF_LENGTHS = "task_by_length/"
 _FIRST = ("score", "score_lo", "score_hi", "score_se", "usd_per_sample", "usd", "coverage")
 _NO_METRICS = ("settings.", "sandbox.", "schema")  # params already, or no measure
 _NO_PARAMS = ("schema", "run", "created", "command")  # the name, a time, or said by the rest
-# Gold is shown with traces only; a path means nothing outside the folder.
-_NO_COLUMNS = ("feedback", "expected", "trajectory")
+HOST_SIDE = ("feedback", "expected", "trajectory")
+"""Fields of a record that no artifact holds: gold, and a path into the folder."""
+
 _TAGS = (
     "suite",
     "suite.version",
@@ -309,7 +310,7 @@ def records_table(records: Iterable[Mapping[str, object]]) -> dict[str, list[obj
 def _row(record: Mapping[str, object]) -> dict[str, object]:
     row: dict[str, object] = {}
     for name, value in record.items():
-        if isinstance(value, str | int | float) and name not in _NO_COLUMNS:
+        if isinstance(value, str | int | float) and name not in HOST_SIDE:
             row[name] = _cut(value, MAX_CELL_CHARS) if isinstance(value, str) else value
     for name in _USAGE:
         row[name] = _spent(record, name)

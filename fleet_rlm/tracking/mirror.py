@@ -16,10 +16,7 @@ from typing import IO, Self
 
 from fleet_rlm.errors import UsageError, one_line
 from fleet_rlm.tracking.choice import Trace
-from fleet_rlm.tracking.store import EXPERIMENT, QUIET, resolve_uri, shown
-
-# Bounds a silent server: 2 tries of 10 s instead of MLflow's 8 of 120 s. What the user set stays.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+from fleet_rlm.tracking.store import EXPERIMENT, PATIENCE, QUIET, resolve_uri, shown
 
 # The package is found where the parent found it, whatever lies in the working directory, and its
 # folder does not stay on the path: a checkout holds a `datasets/` that is not Hugging Face's.
@@ -150,6 +147,6 @@ def _start_child(job: dict[str, str | int], uri: str, log: IO[bytes]) -> subproc
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env=_PATIENCE | dict(os.environ) | QUIET | {"MLFLOW_TRACKING_URI": uri},
+        env=PATIENCE | dict(os.environ) | QUIET | {"MLFLOW_TRACKING_URI": uri},
         start_new_session=True,  # a Ctrl-C is for the run, which then decides
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import orjson
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Dataset as Input
@@ -18,13 +21,17 @@ from mlflow.exceptions import MlflowException
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.tracking.choice import Trace, chosen
-from fleet_rlm.tracking.content import MAX_PARAM_CHARS, Content, Dataset, read_content
+from fleet_rlm.tracking.content import (
+    HOST_SIDE,
+    MAX_PARAM_CHARS,
+    Content,
+    Dataset,
+    read_content,
+)
 from fleet_rlm.tracking.layout import TAG, view_state
+from fleet_rlm.tracking.lookup import LINK_FILE, RECORDS_FILE
 from fleet_rlm.tracking.spans import About
 from fleet_rlm.tracking.traces import Target, write_traces
-
-LINK_FILE = "mlflow.json"
-"""Kept in the run folder: which MLflow run mirrors it."""
 
 RECORDS_TABLE = "records.json"
 
@@ -80,6 +87,7 @@ def write_run(
         run_id = run.info.run_id
         _log_values(client, run, content)
         _log_table(client, run, content.table)
+        _log_records(client, run_id, content)
         for name in ("run.json", "summary.json", "report.html"):
             if (run_dir / name).exists():
                 client.log_artifact(run_id, str(run_dir / name))
@@ -217,3 +225,15 @@ def _log_table(client: MlflowClient, run: Run, table: Mapping[str, list[object]]
     client.log_text(run.info.run_id, json.dumps(split, ensure_ascii=False), RECORDS_TABLE)
     tables = [{"path": RECORDS_TABLE, "type": "table"}]
     client.set_tag(run.info.run_id, _TABLES_TAG, json.dumps(tables))
+
+
+def _log_records(client: MlflowClient, run_id: str, content: Content) -> None:
+    """The records as they are, less what must stay in the folder: `lookup` reads them back."""
+    lines = [
+        orjson.dumps({key: value for key, value in record.items() if key not in HOST_SIDE})
+        for record in content.records
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / RECORDS_FILE
+        file.write_bytes(gzip.compress(b"".join(line + b"\n" for line in lines), mtime=0))
+        client.log_artifact(run_id, str(file))
