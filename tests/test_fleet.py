@@ -63,7 +63,7 @@ def test_bad_input_is_one_line(command, tmp_path, words, part):
 def test_doctor_names_level_model_and_store(command):
     code, out, _ = command("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(out)}
-    assert set(findings) == {"python", "sandbox", "model", "store", "disk"}
+    assert list(findings) == ["python", "sandbox", "model", "price", "store", "cache", "disk"]
     assert "locked box" in findings["sandbox"]["detail"]
     assert "no key needed" in findings["model"]["detail"]
     assert code == 0
@@ -75,6 +75,24 @@ def test_doctor_prints_the_mend_of_what_fails(command, monkeypatch):
     assert code == 2
     assert "FAIL" in out
     assert "Try: export DSPY_LLM_API_KEY" in out
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "mend"),
+    [
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", "store", "another MLFLOW_TRACKING_URI"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////etc/hostname/none.db", "store", "MLFLOW_TRACKING_URI"),
+        ("FLEET_DATA_DIR", "/etc/hostname/none", "cache", "export FLEET_DATA_DIR="),
+        ("DSPY_LM_MODEL", "openai/nobody-sells-it", "price", "--price"),
+    ],
+)
+def test_doctor_finds_what_would_fail_later(command, monkeypatch, variable, value, name, mend):
+    monkeypatch.setenv(variable, value)
+    code, out, _ = command("doctor", "--json")
+    assert code == 2
+    finding = next(found for found in json.loads(out) if found["name"] == name)
+    assert not finding["ok"]
+    assert mend in finding["fix"]
 
 
 def test_evaluate_and_open_a_run_from_python(tmp_path, monkeypatch):

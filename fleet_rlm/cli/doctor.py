@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fleet_rlm.config import Resolved, resolve
@@ -17,6 +17,8 @@ from fleet_rlm.lm.connect import specify_pair
 from fleet_rlm.project import project_dir
 from fleet_rlm.report.tables import make_console
 from fleet_rlm.sandbox.levels import choose
+from fleet_rlm.suites.shelf import data_dir
+from fleet_rlm.tracking.store import can_make, probe_store, resolve_uri, shown
 
 OLDEST_PYTHON = (3, 11)
 SMALLEST_DISK = 1 << 30
@@ -63,7 +65,9 @@ def examine(start: Path) -> Iterator[Finding]:
         yield Finding(name="config", ok=False, detail=error.message, fix=error.fix)
         return
     yield _finding("model", lambda: _model(resolved))
+    yield _finding("price", lambda: _price(resolved))
     yield _finding("store", lambda: _store(resolved, project))
+    yield _finding("cache", _caches)
     yield _disk(project)
 
 
@@ -83,22 +87,41 @@ def _sandbox() -> str:
 
 
 def _model(resolved: Resolved) -> str:
-    spec, _ = specify_pair(resolved, os.environ)
+    spec, _ = specify_pair(resolved, os.environ, allow_unpriced=True)
     key = "a key is set" if spec.api_key else "no key needed"
     return f"{spec.name} (from {resolved.origin['model']}); {key}" + (
         f"; {spec.label}" if spec.label else ""
     )
 
 
+def _price(resolved: Resolved) -> str:
+    # Without a key, too: its absence is a finding of its own.
+    specs = specify_pair(replace(resolved, api_key="none"), os.environ)
+    told = {
+        spec.name: f"${spec.price.input:g} in, ${spec.price.output:g} out a million tokens"
+        for spec in specs
+    }
+    return "; ".join(f"{name} {price}" for name, price in told.items())
+
+
 def _store(resolved: Resolved, project: Path) -> str:
     if not resolved.config.mlflow:
         return "MLflow is switched off"
-    uri = resolved.config.mlflow_tracking_uri
-    if uri is None:
-        if not os.access(project, os.W_OK):
-            raise UsageError(f"Cannot write to {project}.", fix=f"chmod u+w {project}")
-        uri = "mlflow.db in the project folder"
-    return f"runs are mirrored to {uri}"
+    uri = resolve_uri(resolved.config.mlflow_tracking_uri, project, os.environ)
+    probe_store(uri)
+    is_own = resolved.config.mlflow_tracking_uri is None
+    return f"runs are mirrored to {'mlflow.db in the project folder' if is_own else shown(uri)}"
+
+
+def _caches() -> str:
+    """Where datasets and dspy's replies are kept between runs."""
+    dspys = Path(os.environ.get("DSPY_CACHEDIR") or Path.home() / ".dspy_cache")
+    for folder, variable in ((data_dir(), "FLEET_DATA_DIR"), (dspys, "DSPY_CACHEDIR")):
+        if not can_make(folder):
+            raise UsageError(
+                f"Cannot write to {folder}.", fix=f"export {variable}=A_FOLDER_OF_YOURS"
+            )
+    return f"datasets in {data_dir()}, dspy's in {dspys}"
 
 
 def _disk(project: Path) -> Finding:

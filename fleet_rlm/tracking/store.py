@@ -6,7 +6,10 @@ import fcntl
 import os
 import socket
 import sqlite3
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -96,6 +99,40 @@ def prepare_store(uri: str) -> None:
             _probe_sqlite(file)
     except (OSError, sqlite3.Error) as error:
         raise unusable(uri, error) from error
+
+
+def probe_store(uri: str) -> None:
+    """Find out whether a store can be used, without making anything.
+
+    Raises:
+        UsageError: as `prepare_store`; or a server that does not answer.
+    """
+    file = sqlite_file(uri)
+    try:
+        if is_server(uri) and uri != "databricks":
+            _probe_server(uri)
+        elif file is None:
+            _probe_database_host(uri)
+        elif file.exists():
+            _probe_sqlite(file)
+        elif not can_make(file.parent):
+            raise PermissionError(f"cannot write to {file.parent}")
+    except (OSError, HTTPException, sqlite3.Error) as error:
+        raise unusable(uri, error) from error
+
+
+def can_make(folder: Path) -> bool:
+    """Whether files can be written to a folder, itself made if it is not there."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def _probe_server(uri: str) -> None:
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_S).close()
+    except urllib.error.HTTPError as answered:
+        if answered.code not in (401, 403):  # there, and asks who we are
+            raise
 
 
 def unusable(uri: str, error: BaseException) -> UsageError:
