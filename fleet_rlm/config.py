@@ -17,6 +17,36 @@ API_KEY_VARIABLES = ("DSPY_LLM_API_KEY", "DSPY_LM_API_KEY")
 """Names that hold the model key, first one wins; a key is never a flag or a file entry."""
 
 
+class ModalConfig(BaseModel):
+    """How sandboxes on Modal are made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    app_name: str = "fleet-rlm"
+    """The app that sandboxes belong to; made when missing."""
+
+    image: str | None = None
+    """Name of a published image with Python 3.10 or newer; one with `pip_packages` when absent."""
+
+    python: str = "3.12"
+    pip_packages: tuple[str, ...] = ("numpy", "pandas")
+
+    cpu: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.25, 2.0)
+    """Cores: requested, limit."""
+
+    memory_mib: tuple[Annotated[int, Field(ge=128)], Annotated[int, Field(ge=128)]] = (512, 2048)
+    """MiB: requested, limit."""
+
+    domains: tuple[str, ...] = ()
+    """Domains that generated code may reach."""
+
+    cidrs: tuple[str, ...] = ()
+    """Address ranges that generated code may reach."""
+
+    creates_per_s: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    """Sandboxes asked for a second, by all processes of this user together."""
+
+
 class Config(BaseModel):
     """The settings that a flag, the environment or fleet.toml may give."""
 
@@ -43,7 +73,9 @@ class Config(BaseModel):
     """Whether dspy's cache may answer calls that were made before; for development."""
 
     sandbox: str = "auto"
-    """Where generated code runs: auto, or the name of a level."""
+    """Where generated code runs: auto, modal, or the name of a level."""
+
+    modal: ModalConfig = ModalConfig()
 
     concurrency: Annotated[int, Field(gt=0, le=10_000)] = 8
     """Samples in flight."""
@@ -103,15 +135,17 @@ def resolve(flags: Mapping[str, Any], env: Mapping[str, str], project: Path) -> 
             if key not in Config.model_fields:
                 hint = nearest(key, Config.model_fields)
                 raise UsageError(f"Unknown setting {key!r} in {layer}. {hint}")
-            values[key] = value
+            both_tables = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+            values[key] = {**values[key], **value} if both_tables else value
             origin[key] = ENVIRONMENT[key] if layer == "environment" else layer
     try:
         config = Config(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0])
+        key = ".".join(map(str, first["loc"]))
+        source = origin[str(first["loc"][0])]
         raise UsageError(
-            f"Setting {key!r} from {origin[key]}: {first['msg']}, got {first['input']!r}."
+            f"Setting {key!r} from {source}: {first['msg']}, got {first['input']!r}."
         ) from None
     api_key = next((env[name] for name in API_KEY_VARIABLES if env.get(name)), None)
     return Resolved(config=config, origin=origin, api_key=api_key)

@@ -10,10 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.modal_loopback import LoopbackModal
 
 _USERS_OWN = ("DSPY_", "MLFLOW_", "MODAL_", "OPENAI_", "ANTHROPIC_")
 _attempts: list[str] = []
@@ -71,6 +74,31 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory, worker_id: str) ->
     template = (base if worker_id == "master" else base.parent) / "mlflow-template.db"
     prepare_store(f"sqlite:///{template}")
     return template
+
+
+@pytest.fixture(scope="session")
+def served_modal() -> Iterator[LoopbackModal]:
+    """The loopback, started once: the SDK keeps its connection for as long as the process lives."""
+    from tests.modal_loopback import LoopbackModal
+
+    with LoopbackModal() as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(
+    served_modal: LoopbackModal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LoopbackModal]:
+    """The loopback as the Modal that the SDK finds, with no knob turned."""
+    for name, value in served_modal.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a pace of its own
+    served_modal.reset()
+    yield served_modal
+    left = served_modal.live()
+    for sandbox in left:
+        served_modal.end(sandbox)
+    assert not left, "a sandbox was left behind"
 
 
 class Done(NamedTuple):

@@ -99,17 +99,18 @@ def bench():
     from fleet_rlm.program.find import find_program, parse_settings
     from fleet_rlm.runner.arm import Arm
     from fleet_rlm.runner.run import make_bench
-    from fleet_rlm.sandbox import levels
+    from fleet_rlm.runner.sandboxes import specify_sandbox
     from fleet_rlm.sandbox.redact import Redactor
 
-    root, sub = specify_pair(resolve({"model": "sim"}, {}, Path.cwd()), {})
+    resolved = resolve({"model": "sim"}, {}, Path.cwd())
+    root, sub = specify_pair(resolved, {})
     arm = Arm(
         program="rlm",
         entry=find_program("rlm"),
         settings=parse_settings("rlm", {}),
         root=root,
         sub=sub,
-        sandbox=levels.choose("auto"),
+        sandbox=specify_sandbox(resolved.config),
         limits=Limits(),
     )
     return make_bench(arm, Redactor.from_env({}))

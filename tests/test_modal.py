@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -18,24 +19,10 @@ from grpclib import GRPCError, Status
 
 from fleet_rlm import LocalInterpreter, ModalInterpreter
 from fleet_rlm.errors import LimitReached, SandboxUnavailable
-from fleet_rlm.sandbox import modal_box
+from fleet_rlm.sandbox import modal_create
 from fleet_rlm.sandbox.interpreter import CellError, SessionLost
+from fleet_rlm.sandbox.modal_pace import SLOWEST, Pace
 from tests.modal_loopback import LoopbackModal
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[LoopbackModal]:
-    with LoopbackModal() as lab, pytest.MonkeyPatch.context() as patch:
-        for name, value in lab.environment().items():
-            patch.setenv(name, value)
-        yield lab
-
-
-@pytest.fixture
-def lab(served: LoopbackModal) -> Iterator[LoopbackModal]:
-    served.reset()
-    yield served
-    assert not served.live(), "a sandbox was left behind"
 
 
 @pytest.fixture(params=[LocalInterpreter, ModalInterpreter])
@@ -139,14 +126,48 @@ def test_the_context_is_no_argument_and_not_on_stdin_again(lab: LoopbackModal) -
 
 
 def test_creates_are_retried(lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modal_box, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(modal_create, "LONGEST_PAUSE_S", 0.05)
     blip = GRPCError(Status.INTERNAL, "worker was lost")
     with lab.failing("SandboxCreateV2", blip, lab.throttled(0.1)), ModalInterpreter() as session:
         assert session.execute("1") == 1
-    stuck = GRPCError(Status.RESOURCE_EXHAUSTED, "no room")
-    failing = lab.failing("SandboxCreateV2", *[stuck] * 4)
+    torn = GRPCError(Status.DATA_LOSS, "torn")  # which the SDK does not try again by itself
+    failing = lab.failing("SandboxCreateV2", *[torn] * 4)
     with failing, pytest.raises(SessionLost, match="in 4 tries"):
         ModalInterpreter().start()
+
+
+def test_a_create_waits_for_room_and_all_slow_down(
+    lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = GRPCError(Status.RESOURCE_EXHAUSTED, "no room")
+    with lab.failing("SandboxCreateV2", full, None), ModalInterpreter() as session:
+        assert session.execute("1") == 1
+    monkeypatch.setattr(modal_create, "PATIENCE_S", 0.0)
+    failing = lab.failing("SandboxCreateV2", *[full] * 4)
+    with failing, pytest.raises(SessionLost, match="no room for a sandbox"):
+        ModalInterpreter().start()
+
+
+def test_the_pace_of_creates_follows_what_the_service_takes(tmp_path: Path) -> None:
+    now = [1000.0]
+    mine, other = (Pace(4.0, path=tmp_path / "pace", clock=lambda: now[0]) for _ in range(2))
+    assert [mine.take(), other.take()] == [0.0, 0.25]
+    now[0] += 0.25
+    assert [other.take(), mine.take()] == [0.0, 0.25]
+    mine.refused()
+    other.refused()  # an answer to the same burst
+    assert mine.part == 0.5
+    now[0] += 2.0
+    assert [mine.take(), other.take()] == [0.0, 0.5]
+    for _ in range(20):
+        other.made()
+    assert mine.part == 1.0
+    for _ in range(20):
+        now[0] += 2.0
+        mine.refused()
+    assert mine.part == SLOWEST
+    now[0] = 0.0  # the machine was started again, and its clock begins anew
+    assert mine.take() == 0.0
 
 
 @pytest.mark.parametrize("when", ["between cells", "in a cell"])
@@ -167,7 +188,7 @@ def test_a_lost_sandbox_is_replaced_or_told(lab: LoopbackModal, when: str) -> No
 
 def test_without_a_valid_token(lab: LoopbackModal) -> None:
     refused = GRPCError(Status.UNAUTHENTICATED, "Token ID is malformed")
-    failing = lab.failing("AppGetOrCreate", *[refused] * 8)
+    failing = lab.failing("SandboxCreateV2", refused)
     with failing, pytest.raises(SandboxUnavailable, match="modal token new"):
         ModalInterpreter().start()
 
@@ -186,8 +207,8 @@ def test_an_allow_list_is_what_modal_is_told(lab: LoopbackModal) -> None:
 def test_a_create_that_is_given_up_leaves_no_sandbox(
     lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modal_box, "CREATE_S", 0.5)
-    monkeypatch.setattr(modal_box, "TRIES", 1)
+    monkeypatch.setattr(modal_create, "CREATE_S", 0.5)
+    monkeypatch.setattr(modal_create, "TRIES", 1)
     lab.latency["SandboxCreateV2"] = 1.5
     with pytest.raises(SessionLost, match="TimeoutError"):
         ModalInterpreter().start()

@@ -20,7 +20,7 @@ from fleet_rlm.project import project_dir
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.attempt import ask
 from fleet_rlm.runner.run import make_bench
-from fleet_rlm.sandbox import levels
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.sandbox.redact import Redactor
 
 
@@ -58,7 +58,7 @@ def ask_command(request: Ask) -> int:
         settings=entry.settings_type(),
         root=root,
         sub=sub,
-        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=Limits(working_s=None, wall_s=request.wall_s),
     )
     if arm.label:

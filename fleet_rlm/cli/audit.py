@@ -21,7 +21,7 @@ from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.leaks import search_leaks
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Plan, make_bench, run_arm
-from fleet_rlm.sandbox import levels
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.scoring import is_judged
 from fleet_rlm.suites.audit import Check, audit
@@ -82,7 +82,7 @@ def _arm(program: str, resolved: Resolved) -> Arm:
         settings=parse_settings(program, {}),
         root=root,
         sub=sub,
-        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=Limits(),
     )
 

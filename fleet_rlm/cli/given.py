@@ -41,7 +41,7 @@ def find_runs(given: Sequence[Path]) -> list[Path]:
 
 def sort_overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Split `--set` keys by what they are about; what has no prefix of ours is the suite's."""
-    rooms = ("settings", "limits", "program")
+    rooms = ("settings", "limits", "program", "modal")
     sorted_out: dict[str, dict[str, Any]] = {room: {} for room in (*rooms, "suite")}
     for key, value in given.items():
         room, dot, rest = key.partition(".")

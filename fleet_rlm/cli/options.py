@@ -78,5 +78,7 @@ MaxSeconds = Annotated[
     float | None,
     typer.Option(min=0, metavar="SECONDS", help="Cap on the whole run, in running time."),
 ]
-Sandbox = Annotated[str | None, typer.Option(help="auto, or the name of a level. [default: auto]")]
+Sandbox = Annotated[
+    str | None, typer.Option(help="auto, modal, or the name of a level. [default: auto]")
+]
 Display = Annotated[str, typer.Option(help="Progress: auto, live, plain, json or none.")]

@@ -22,8 +22,8 @@ from fleet_rlm.report.tables import make_console, print_result
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.stored import open_run
-from fleet_rlm.sandbox import levels
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite
 from fleet_rlm.tracking import Mirror, parse_trace
@@ -111,8 +111,9 @@ def prepare(request: RunRequest) -> Prepared:
         UsageError: unknown names, a malformed file, no key, a value out of range.
     """
     project = project_dir(Path.cwd())
-    resolved = resolve(request.flags, os.environ, project)
     overrides = sort_overrides(parse_overrides(request.overrides))
+    flags = {**request.flags, "modal": overrides["modal"] or None}
+    resolved = resolve(flags, os.environ, project)
     find_program(request.program)
     suite = open_suite(project, request.suite, request.corpus, overrides["suite"])
     plan = _plan(suite, request)
@@ -184,7 +185,7 @@ def _arm(request: RunRequest, resolved: Resolved, overrides: Mapping[str, Any]) 
         settings=recursion,
         root=root,
         sub=sub,
-        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=limits,
         judge=_judge(request, resolved, {"root": root.name, "sub": sub.name}),
     )
@@ -244,8 +245,8 @@ def execute(
     progress = make_progress("none" if quiet else request.display, prepared.plan.suite.name)
     if arm.label:
         progress.say(arm.label)
-    if arm.sandbox and not arm.sandbox.isolated:
-        make_console(sys.stderr).print(f"[bold red]{arm.sandbox.label}[/]")
+    if arm.sandbox and not arm.sandbox.level.isolated:
+        make_console(sys.stderr).print(f"[bold red]{arm.sandbox.level.label}[/]")
     trace, mirror = parse_trace(request.trace), None
     if resolved.config.mlflow:
         uri = resolved.config.mlflow_tracking_uri
@@ -302,7 +303,7 @@ def _other_arm(request: RunRequest) -> str:
     if request.corpus:
         words += ["--corpus", request.corpus]
     for assignment in request.overrides:
-        if not assignment.startswith(("settings.", "limits.", "program.")):
+        if not assignment.startswith(("settings.", "limits.", "program.", "modal.")):
             words += ["--set", assignment]
     if request.limit:
         words += ["--limit", str(request.limit)]

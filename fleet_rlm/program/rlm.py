@@ -237,7 +237,7 @@ class _Run:
         depth: int,
     ) -> None:
         self.program = program
-        self.factory = factory
+        self.factory = self.child_factory = factory
         self.budget = budget
         # References are read once; the same object in every turn travels to the sandbox once.
         self.inputs = {
@@ -418,6 +418,7 @@ class _Run:
         with self.program._interpreter_context(tools, self.factory) as repl:
             if hasattr(repl, "on_stdout") and dspy.settings.get(EVENTS_SETTING):
                 repl.on_stdout = lambda piece: emit("stdout", piece)
+            self.child_factory = getattr(repl, "siblings", self.factory)
             self.arguments = self.program._prepare_serializable_vars(self.inputs, repl)
             yield repl
 
@@ -455,7 +456,7 @@ class _Run:
         # A trace of its own: optimizers must not take a child's steps for the root's.
         with account() as spent, dspy.context(lm=lm, trace=[], **{DEPTH_SETTING: below}):
             emit("child_start", query)
-            child = _Run(self._child(), self.factory, inputs, self.budget, depth=below)
+            child = _Run(self._child(), self.child_factory, inputs, self.budget, depth=below)
             try:
                 found = child.answer()
                 answer, stop = "" if found.answer is None else str(found.answer), found.stop

@@ -21,8 +21,10 @@ from fleet_rlm.ledger import Limits
 from fleet_rlm.lm.connect import ModelSpec
 from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.program.registry import Entry
-from fleet_rlm.sandbox.levels import Level
+from fleet_rlm.runner.sandboxes import SandboxSpec
 from fleet_rlm.suites.suite import Suite
+
+NO_SANDBOX = {"backend": "none", "level": "none", "label": "runs no code"}
 
 LOCKED_PACKAGES = ("fleet-rlm", "dspy", "modal", "mlflow", "litellm", "numpy")
 
@@ -43,7 +45,7 @@ class Arm:
     settings: ProgramSettings
     root: ModelSpec
     sub: ModelSpec
-    sandbox: Level | None
+    sandbox: SandboxSpec | None
     """None for a program that runs no code."""
 
     limits: Limits
@@ -87,7 +89,6 @@ class Arm:
 
     def to_json(self) -> dict[str, Any]:
         """What a run stores of its arm."""
-        level = self.sandbox
         return {
             "program": self.program,
             "guidance": self.guidance or None,
@@ -95,11 +96,7 @@ class Arm:
             "settings": self.settings.to_json(),
             "models": {role: spec.to_json() for role, spec in self.models.items()},
             "model_kind": self.model_kind,
-            "sandbox": {
-                "backend": "local" if level else "none",
-                "level": level.name if level else "none",
-                "label": level.label if level else "runs no code",
-            },
+            "sandbox": self.sandbox.to_json() if self.sandbox else NO_SANDBOX,
             "limits": asdict(self.limits),
         }
 
@@ -128,6 +125,7 @@ def lock(arm: Arm) -> dict[str, Any]:
         "platform": platform.platform(),
         # dspy's choice of demos depends on it.
         "hash_seed": os.environ.get("PYTHONHASHSEED"),
+        "sandbox": arm.sandbox.lock() if arm.sandbox else {},
         "prices": {spec.name: asdict(spec.price) for spec in arm.models.values()},
         "git": _git_revision(),
     }

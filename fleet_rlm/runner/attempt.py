@@ -19,6 +19,7 @@ from fleet_rlm.errors import (
     ProviderError,
     SampleError,
     SandboxError,
+    SandboxUnavailable,
     ScorerError,
     boundary,
     one_line,
@@ -29,6 +30,7 @@ from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope
 from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.program.queries import SUB_LM_SETTING
 from fleet_rlm.runner.record import LIMIT_NAMES, ErrorInfo, Key, Record, Status
+from fleet_rlm.runner.sandboxes import TAGS_SETTING
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.scoring import blind_scores, is_judged, score
 from fleet_rlm.scoring.judge import Judge
@@ -45,6 +47,9 @@ MISCONFIGURED = (
     dspy.LMBillingError,
 )
 """Provider errors that every further sample would meet as well."""
+
+
+Abandoned = Literal["cancelled", "budget", "misconfigured", "no-sandbox"]
 
 
 class Job(NamedTuple):
@@ -68,7 +73,7 @@ class Outcome:
     usage: Mapping[str, Mapping[str, float]]
     """What was spent, by role; also without a record."""
 
-    abandoned: Literal["", "cancelled", "budget", "misconfigured"] = ""
+    abandoned: Abandoned | Literal[""] = ""
     """Why there is no record."""
 
     why: str = ""
@@ -124,7 +129,7 @@ class Attempt:
         Never raises for a failing sample: failures of data, model, sandbox, program and scorer
         become a typed error on the record. A limit is a result: what the program has by then is
         scored. Without a record are attempts that were cancelled or that met a cap of the run, and
-        those whose model refuses the configuration.
+        those whose model or sandbox refuses what every further sample would ask for as well.
         """
         try:
             return self._run()
@@ -134,6 +139,8 @@ class Attempt:
             return self._abandoned("cancelled", "")
         except BudgetExhausted as error:
             return self._abandoned("budget", str(error))
+        except SandboxUnavailable as error:
+            return self._abandoned("no-sandbox", error.message)
 
     def cancel(self) -> None:
         """Cut it off: its model calls end, its code is interrupted, it has no record."""
@@ -170,7 +177,7 @@ class Attempt:
             # A long text takes seconds to write; the program has its whole time all the same.
             self.ledger.restart()
             inputs = {"context": self._sample.context, "query": self._sample.query}
-            with dspy.context(**{CANCEL_SETTING: self._scope}):
+            with dspy.context(**{CANCEL_SETTING: self._scope, TAGS_SETTING: self._tags}):
                 reply = ask(self._bench, inputs, self.ledger)
             return self._outcome(reply)
         except SampleError as error:
@@ -224,9 +231,7 @@ class Attempt:
             },
         )
 
-    def _abandoned(
-        self, abandoned: Literal["cancelled", "budget", "misconfigured"], why: str
-    ) -> Outcome:
+    def _abandoned(self, abandoned: Abandoned, why: str) -> Outcome:
         clean, _ = self._cleaners
         return Outcome(key=self.job.key, usage=self._usage(), abandoned=abandoned, why=clean(why))
 
@@ -236,6 +241,12 @@ class Attempt:
         if self.job.planned.is_sealed:
             return withheld, withheld
         return self._bench.redactor.clean, self._bench.redactor.clean_data
+
+    @property
+    def _tags(self) -> dict[str, str]:
+        """What a sandbox of this attempt is for."""
+        planned, epoch = self.job
+        return {"task": planned.task, "sample": planned.id, "attempt": str(epoch)}
 
     def _judge(self, planned: PlannedSample) -> Judge | None:
         model = self._bench.judge
@@ -262,6 +273,7 @@ def ask(bench: Bench, inputs: Mapping[str, Any], ledger: Ledger) -> Reply:
 
     Raises:
         SampleError: the model's service, the sandbox or the program failed; limits do not raise.
+        SandboxUnavailable: no sandbox can be had for any sample.
         BudgetExhausted: a cap of the run is met.
         Cancelled: the caller's scope was cancelled.
     """
@@ -292,7 +304,7 @@ def _reply_after(error: Exception) -> Reply:
         return Reply("", "context", [], "")
     if isinstance(error, AdapterParseError):
         return Reply(str(error.lm_response or ""), "malformed", [], "")
-    if isinstance(error, SampleError):
+    if isinstance(error, SampleError | SandboxUnavailable):
         raise error
     raise own_failure(error) from error
 

@@ -62,12 +62,13 @@ class RunPurse:
         self._clock = clock
 
     def book(self, usage: Usage) -> None:
-        """Take one call's usage out."""
+        """Take one call's usage out, or a sandbox's."""
         if self._outer is not None:
             self._outer.book(usage)
         if usage.calls:
             self.board.add(Column.CALLS, usage.calls)
             self.board.add(Column.TOKENS, usage.tokens)
+        if usage.usd:
             self.board.add(Column.USD, usage.usd)
 
     def check(self) -> None:

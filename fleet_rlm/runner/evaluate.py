@@ -20,8 +20,8 @@ from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Plan, run_arm
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.stored import Run, open_run
-from fleet_rlm.sandbox import levels
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite, load_suite
 
@@ -96,7 +96,7 @@ def evaluate(
         settings=recursion,
         root=root,
         sub=sub,
-        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=limits or Limits(),
         judge=specify_judge(judge, resolved, os.environ) if judge else None,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fleet_rlm.board import Board
-from fleet_rlm.errors import BudgetExhausted, UsageError
+from fleet_rlm.errors import BudgetExhausted, SandboxUnavailable, UsageError
 from fleet_rlm.ledger import Caps, Purse
 from fleet_rlm.lm.connect import connect
 from fleet_rlm.lm.throttle import Gate
@@ -29,6 +29,7 @@ from fleet_rlm.runner.executor import (
     stop_on_signals,
 )
 from fleet_rlm.runner.record import Key, Record, last_records, owed, total_usage
+from fleet_rlm.runner.sandboxes import make_factory
 from fleet_rlm.runner.store import SCHEMA, RunStore, write_trajectory
 from fleet_rlm.runner.summary import summarize
 from fleet_rlm.runner.worker import ProcessShard, Setup
@@ -42,9 +43,6 @@ SAMPLES_A_WORKER = 64
 
 CORES_A_WORKER = 2
 """A process keeps its own core busy and about one more with the sandboxes of its samples."""
-
-CELL_SECONDS = 120.0
-"""Longest that one piece of generated code may compute, model calls not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +141,7 @@ def run_arm(
     Raises:
         UsageError: the folder holds another arm, cannot be written, or the model's service refused
             the configuration.
+        SandboxUnavailable: Modal refused the token, cannot be reached, or has no image.
     """
     _check_fit(arm, plan)
     with RunStore(folder) as store:
@@ -227,7 +226,15 @@ class _Session:
             if record.status != "error":
                 self.reserve.learn(record)
         self.progress.watch(self.purse)
-        bench = make_bench(self.arm, self.redactor, board=board, purse=self.purse)
+        if self.arm.sandbox:
+            self.arm.sandbox.prepare()
+        bench = make_bench(
+            self.arm,
+            self.redactor,
+            board=board,
+            purse=self.purse,
+            tags=run_tags(self.store.folder, self.plan.suite),
+        )
         shards: list[Shard] = [ThreadShard(bench, self._finish, self.results)]
         shards += [self._worker(board, row) for row in range(1, rows)]
         with stop_on_signals(self.stop, self.progress.say):
@@ -283,10 +290,13 @@ class _Session:
         self.reserve.settle(total_usage(outcome.usage))
         if record is None:
             self.store.abandon(outcome.key, outcome.abandoned, outcome.usage)
+            # Every further sample would fail alike, so none is booked and all stay owed.
             if outcome.abandoned == "misconfigured":
-                # Every further sample would fail alike, so none is booked and all stay owed.
                 refused = f"Model {self.arm.root.name!r} was refused: {outcome.why}"
                 self.stop.set("misconfigured", UsageError(refused))
+            elif outcome.abandoned == "no-sandbox":
+                unavailable = SandboxUnavailable(outcome.why, fix="fleet-rlm doctor")
+                self.stop.set("no-sandbox", unavailable)
             elif outcome.abandoned == "budget":
                 self.stop.set("budget", BudgetExhausted(outcome.why))
             return
@@ -299,12 +309,18 @@ class _Session:
             self.progress.say(warning)
 
 
+def run_tags(folder: Path, suite: Suite) -> dict[str, str]:
+    """What the sandboxes of a run are tagged with."""
+    return {"run": folder.name, "suite": suite.name}
+
+
 def make_bench(
     arm: Arm,
     redactor: Redactor,
     *,
     board: Board | None = None,
     purse: RunPurse | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Bench:
     """Connect the models and make the program of an arm.
 
@@ -313,6 +329,7 @@ def make_bench(
         redactor: cleans what is stored.
         board: shared with the other processes of the run; one of its own when absent.
         purse: what the run may spend.
+        tags: of sandboxes that are not on this machine: "run" and "suite".
     """
     board = board or Board()
     gate = Gate(board)
@@ -323,23 +340,19 @@ def make_bench(
         limits=arm.limits,
         redactor=redactor,
         purse=purse,
-        interpreter_factory=_interpreter_factory(arm, board, redactor)
+        interpreter_factory=_interpreter_factory(arm, board, redactor, tags)
         if arm.entry.runs_code
         else None,
         judge=connect(arm.judge, "judge", gate) if arm.judge else None,
     )
 
 
-def _interpreter_factory(arm: Arm, board: Board, redactor: Redactor) -> Callable[[], Any]:
-    from fleet_rlm.runner.sandboxes import CountedInterpreter
-
+def _interpreter_factory(
+    arm: Arm, board: Board, redactor: Redactor, tags: Mapping[str, str] | None
+) -> Callable[[], Any]:
     if arm.sandbox is None:
         raise UsageError(f"Program {arm.program!r} runs code and needs a sandbox.")
-    limits = arm.limits
-    seconds = min(CELL_SECONDS, *filter(None, (limits.working_s, limits.wall_s)))
-    return CountedInterpreter.factory(
-        level=arm.sandbox.name, timeout=seconds, board=board, redactor=redactor
-    )
+    return make_factory(arm.sandbox, arm.limits, board, redactor, tags)
 
 
 def _open_run(

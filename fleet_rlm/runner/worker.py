@@ -188,12 +188,18 @@ class _Sender:
 def _make_shard(setup: Setup, board: Board, send: Callable[[object], None]) -> Any:
     from fleet_rlm.runner.budget import RunPurse
     from fleet_rlm.runner.executor import Done, ThreadShard
-    from fleet_rlm.runner.run import make_bench
+    from fleet_rlm.runner.run import make_bench, run_tags
     from fleet_rlm.runner.store import write_trajectory
     from fleet_rlm.sandbox.redact import Redactor
 
     purse = RunPurse(setup.caps, board, setup.before, setup.started)
-    bench = make_bench(setup.arm, Redactor.from_env(os.environ), board=board, purse=purse)
+    bench = make_bench(
+        setup.arm,
+        Redactor.from_env(os.environ),
+        board=board,
+        purse=purse,
+        tags=run_tags(setup.folder, setup.suite),
+    )
 
     def finish(outcome: Outcome) -> Outcome:
         return write_trajectory(setup.folder, outcome)

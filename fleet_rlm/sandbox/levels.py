@@ -61,6 +61,15 @@ UNSAFE = Level(
     label="NOT ISOLATED: model-written code runs with your rights",
     isolated=False,
 )
+MODAL = Level(
+    name="modal",
+    label=(
+        "runs in a Modal sandbox of its own: gVisor, no network unless allowed by name, none of "
+        "your files and keys"
+    ),
+    isolated=True,
+)
+"""Of a sandbox elsewhere, which `choose` never gives."""
 LANDLOCK_LABEL = (
     "runs in a locked box on this machine: no network, no access to your files, keys or processes; "
     "can see that files exist (names it guesses, sizes, link targets), not read them; its disk use "
@@ -71,6 +80,7 @@ BWRAP_LABEL = (
     "not even to their names; its files lie in memory, and their size is looked at twice a second"
 )
 NAMES = ("bwrap", "landlock", UNSAFE.name)
+"""Levels of this machine."""
 
 
 class _Unfit(Exception):
@@ -102,8 +112,11 @@ def choose(
             failed and what would mend it.
         UsageError: no level of that name, or the variable is not a number.
     """
+    if level == MODAL.name:
+        raise UsageError("modal is no box of this machine", fix="fleet_rlm.ModalInterpreter")
     if level not in ("auto", *NAMES):
-        raise UsageError(f"No sandbox level {level!r}. {nearest(level, ('auto', *NAMES))}")
+        known = ("auto", *NAMES, MODAL.name)
+        raise UsageError(f"No sandbox level {level!r}. {nearest(level, known)}")
     if level == UNSAFE.name:
         return UNSAFE
     setting = (os.environ if env is None else env).get(ABI_VARIABLE)

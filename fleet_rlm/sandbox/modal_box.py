@@ -2,83 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import getpass
 import json
 import os
-import random
-import sys
+import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from fleet_rlm.errors import SandboxError, SandboxUnavailable
-from fleet_rlm.sandbox import confine, driver
-from fleet_rlm.sandbox.levels import Level
+from fleet_rlm.errors import SandboxError
+from fleet_rlm.sandbox.levels import MODAL
 from fleet_rlm.sandbox.link import ANSWER_S
+from fleet_rlm.sandbox.modal_create import CREATE_S, Pause, create
 from fleet_rlm.sandbox.modal_link import SILENCE_S, ModalLink, describe, wait_for
+from fleet_rlm.sandbox.modal_recipe import HOME, Recipe
 from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
-HOME = "/opt/fleet"
 BLOBS = "/blobs"
-CREATE_S = 180.0
-"""Longest wait for one create; beyond it Modal itself gives up on a start that is stuck."""
-TRIES = 4
-LONGEST_PAUSE_S = 20.0
-LEVEL = Level(
-    name="modal",
-    label=(
-        "runs in a Modal sandbox of its own: gVisor, no network unless allowed by name, none of "
-        "your files and keys"
-    ),
-    isolated=True,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How a sandbox is made."""
-
-    image: Any = None
-    """A `modal.Image`; a plain one with `pip_packages` when None."""
-    app: Any = None
-    """A `modal.App`; looked up by `app_name` when None."""
-    app_name: str = "dspy-rlm-interpreter"
-    python: str = "3.12"
-    pip_packages: tuple[str, ...] = ("numpy", "pandas")
-    timeout_s: int = 900
-    """Seconds after which Modal ends it, whatever happens here."""
-    idle_s: int = 60
-    """Seconds after which Modal ends it when nothing runs in it."""
-    cpu: tuple[float, float] = (0.25, 2.0)
-    """Cores: requested, limit."""
-    memory_mib: tuple[int, int] = (512, 2048)
-    """MiB: requested, limit."""
-    domains: tuple[str, ...] = ()
-    """Domains that code may reach; none by default."""
-    cidrs: tuple[str, ...] = ()
-    """Address ranges that code may reach; none by default."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-def make_image(recipe: Recipe) -> Any:
-    """The image of a recipe, with the driver in it; nothing is built before it is used."""
-    import modal
-
-    image = recipe.image
-    if image is None:
-        image = modal.Image.debian_slim(python_version=recipe.python)
-        if recipe.pip_packages:
-            image = image.pip_install(*recipe.pip_packages)
-    for file in (driver.__file__, confine.__file__):
-        image = image.add_local_file(file, f"{HOME}/{Path(file).name}")
-    return image
+OPEN_TRIES = 3
+"""A sandbox can be lost while its driver or a session starts; nothing has run yet, so another one
+serves."""
 
 
 class ModalSandbox:
@@ -88,10 +34,17 @@ class ModalSandbox:
     ends when the host is silent for 90 s, and Modal ends it `idle_s` after that.
     """
 
-    level = LEVEL
+    level = MODAL
 
-    def __init__(self, recipe: Recipe, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, *, limits: Limits | None = None, pause: Pause = time.sleep
+    ) -> None:
         """Create it, and start its driver.
+
+        Args:
+            recipe: how it is made.
+            limits: of sessions that bring none of their own.
+            pause: sleeps until it is its turn to be created.
 
         Raises:
             SandboxUnavailable: no Modal token, or it was refused.
@@ -102,16 +55,22 @@ class ModalSandbox:
         self._owner = os.getpid()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
-        self._sandbox = _create(recipe)
-        self.started = time.monotonic()
+        self._sandbox: Any = None
+        self._link: ModalLink | None = None
         _OPEN.add(self)
-        _close_at_exit()
-        try:
-            self._link = ModalLink(self._sandbox, self._start_driver(), BLOBS)
-            self._link.wait_ready(ANSWER_S)
-        except SandboxError:
-            self.close()
-            raise
+        for tries_left in reversed(range(OPEN_TRIES)):
+            self._sandbox = create(recipe, pause)
+            _close_at_exit()
+            self.started = time.monotonic()
+            try:
+                self._link = ModalLink(self._sandbox, self._start_driver(), BLOBS)
+                self._link.wait_ready(ANSWER_S)
+                return
+            except SandboxError:
+                self._end()
+                if not tries_left:
+                    self._closed = True
+                    raise
 
     @property
     def id(self) -> str:
@@ -121,12 +80,14 @@ class ModalSandbox:
     @property
     def alive(self) -> bool:
         """False once it is gone, and in a process forked from the one that made it."""
-        return not self._closed and self._link.lost is None and self._owner == os.getpid()
+        link = self._link
+        held = not self._closed and self._owner == os.getpid()
+        return held and link is not None and link.lost is None
 
     @property
     def uploaded(self) -> int:
         """Bytes of large inputs that went out."""
-        return self._link.uploaded
+        return self._link.uploaded if self._link else 0
 
     def _start_driver(self) -> Any:
         options = {
@@ -153,6 +114,7 @@ class ModalSandbox:
         Raises:
             SandboxError: it could not be started.
         """
+        assert self._link is not None
         session = Session(self._link, limits or self.limits, clean)
         self._sessions.add(session)
         return session
@@ -164,11 +126,15 @@ class ModalSandbox:
         self._closed = True
         for session in list(self._sessions):
             session.close()
-        if hasattr(self, "_link"):
+        self._end()
+
+    def _end(self) -> None:
+        if self._link is not None:
             self._link.close()
         # What cannot be told to end ends by its lease.
         with suppress(Exception):
-            wait_for(self._sandbox.terminate.aio(), ANSWER_S)
+            if self._sandbox is not None:
+                wait_for(self._sandbox.terminate.aio(), ANSWER_S)
 
     def __enter__(self) -> ModalSandbox:
         return self
@@ -177,6 +143,85 @@ class ModalSandbox:
         self.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModalSandbox:
+        return self
+
+
+class ModalBoxes:
+    """The sandbox of some sessions that belong together: made when one is first opened, and again
+    when it is gone.
+
+    Args:
+        recipe: how it is made.
+        pause: sleeps until it is its turn to be created.
+        book: called with the seconds that a sandbox lived since they were last booked.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        pause: Pause = time.sleep,
+        book: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.recipe = recipe
+        self._pause, self._book = pause, book
+        self._box: ModalSandbox | None = None
+        self._booked_at = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a sandbox."""
+        return self._box is not None and self._box.alive
+
+    def open(self, limits: Limits | None, clean: Clean) -> Session:
+        """A fresh session in the sandbox; the one that it has, or another when that is gone.
+
+        Raises:
+            SandboxUnavailable: no Modal token, or it was refused.
+            SandboxError: no sandbox, or no session in it.
+        """
+        for tries_left in reversed(range(OPEN_TRIES)):
+            box = self._take()
+            try:
+                return box.open(limits, clean)
+            except SandboxError:
+                if box.alive or not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _take(self) -> ModalSandbox:
+        with self._lock:
+            if not self.alive:
+                self._close()
+                self._box = ModalSandbox(self.recipe, pause=self._pause)
+                self._booked_at = self._box.started
+            assert self._box is not None
+            return self._box
+
+    def settle(self) -> None:
+        """Book the seconds since the last time."""
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._box is not None:
+            now = time.monotonic()
+            self._book(now - self._booked_at)
+            self._booked_at = now
+
+    def close(self) -> None:
+        """End the sandbox, if there is one; may be called again."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._box is not None:
+            self._box.close()
+            self._settle()
+            self._box = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModalBoxes:
         return self
 
 
@@ -192,75 +237,3 @@ def _close_at_exit() -> None:
 def _close_all() -> None:
     for sandbox in list(_OPEN):
         sandbox.close()
-
-
-def _create(recipe: Recipe) -> Any:
-    if "modal" in sys.modules and not hasattr(sys.modules["modal"], "Sandbox"):
-        path = getattr(sys.modules["modal"], "__file__", "modal.py")
-        raise SandboxUnavailable(f"{path} hides the package modal", fix="rename that file")
-    # Else the SDK waits for ever where the service asks it to slow down.
-    os.environ.setdefault("MODAL_MAX_THROTTLE_WAIT", "120")
-    import modal
-
-    lasting = (modal.exception.InvalidError, modal.exception.RemoteError)
-    for attempt in range(TRIES):
-        try:
-            return wait_for(_create_once(recipe), CREATE_S)
-        except modal.exception.AuthError as error:
-            raise SandboxUnavailable(
-                f"Modal knows no valid token: {describe(error)}", fix="modal token new"
-            ) from error
-        except lasting as error:
-            raise SandboxError(f"Modal refused to make a sandbox: {describe(error)}") from error
-        except Exception as error:
-            if attempt == TRIES - 1:
-                raise SandboxError(
-                    f"Modal made no sandbox in {TRIES} tries: {describe(error)}"
-                ) from error
-            time.sleep(min(LONGEST_PAUSE_S, 0.5 * 4**attempt) * random.uniform(0.5, 1.0))
-    raise AssertionError("unreachable")
-
-
-async def _create_once(recipe: Recipe) -> Any:
-    import modal
-
-    app = recipe.app or await modal.App.lookup.aio(recipe.app_name, create_if_missing=True)
-    expires = int(time.time()) + recipe.timeout_s
-    creating = asyncio.ensure_future(
-        modal.Sandbox.create.aio(
-            app=app,
-            image=make_image(recipe),
-            timeout=recipe.timeout_s,
-            idle_timeout=recipe.idle_s,
-            cpu=recipe.cpu,
-            memory=recipe.memory_mib,
-            block_network=not (recipe.domains or recipe.cidrs),
-            outbound_domain_allowlist=list(recipe.domains) or None,
-            outbound_cidr_allowlist=list(recipe.cidrs) or None,
-            workdir="/tmp",
-            tags={
-                "project": "fleet-rlm",
-                "owner": getpass.getuser(),
-                "expires": str(expires),
-                **recipe.tags,
-            },
-        )
-    )
-    try:
-        # Cut off half way it would leave a sandbox that nobody holds: it goes on, and is ended.
-        return await asyncio.shield(creating)
-    except asyncio.CancelledError:
-        creating.add_done_callback(_end_unheld)
-        raise
-
-
-_ENDING: set[asyncio.Future[Any]] = set()
-"""Kept until done: a loop holds its tasks weakly."""
-
-
-def _end_unheld(creating: asyncio.Future[Any]) -> None:
-    """End a sandbox that came when nobody waited for it any more."""
-    if not creating.cancelled() and creating.exception() is None:
-        ending = asyncio.ensure_future(creating.result().terminate.aio())
-        _ENDING.add(ending)
-        ending.add_done_callback(_ENDING.discard)

@@ -8,8 +8,9 @@ from typing import Any
 
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox.interpreter import SESSION_INSTRUCTIONS, LocalInterpreter, SessionLost
-from fleet_rlm.sandbox.levels import Level
-from fleet_rlm.sandbox.modal_box import LEVEL, ModalSandbox, Recipe
+from fleet_rlm.sandbox.levels import MODAL, Level
+from fleet_rlm.sandbox.modal_box import ModalBoxes, ModalSandbox
+from fleet_rlm.sandbox.modal_recipe import Recipe
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.sandbox.session import Limits, Session
 
@@ -69,7 +70,7 @@ class ModalInterpreter(LocalInterpreter):
         tags: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         on_stdout: Callable[[str], None] | None = None,
-        sandbox: ModalSandbox | None = None,
+        sandbox: ModalBoxes | ModalSandbox | None = None,
         redactor: Redactor | None = None,
     ) -> None:
         if not 0 < timeout <= 24 * 3600:
@@ -82,43 +83,50 @@ class ModalInterpreter(LocalInterpreter):
             on_stdout=on_stdout,
             redactor=redactor,
         )
-        self._box = sandbox
         self._own = sandbox is None
-        self._recipe = Recipe(
-            image=image,
-            app=app,
-            app_name=app_name,
-            python=image_python_version,
-            pip_packages=tuple(image_pip_packages),
-            timeout_s=int(timeout),
-            idle_s=int(idle_timeout),
-            cpu=cpu,
-            memory_mib=memory,
-            domains=tuple(domains),
-            cidrs=tuple(cidrs),
-            tags=dict(tags or {}),
+        self._boxes = sandbox or ModalBoxes(
+            Recipe(
+                image=image,
+                app=app,
+                app_name=app_name,
+                python=image_python_version,
+                pip_packages=tuple(image_pip_packages),
+                timeout_s=int(timeout),
+                idle_s=int(idle_timeout),
+                cpu=cpu,
+                memory_mib=memory,
+                domains=tuple(domains),
+                cidrs=tuple(cidrs),
+                tags=dict(tags or {}),
+            )
         )
 
+    @property
+    def siblings(self) -> Callable[[], LocalInterpreter]:
+        """A factory of interpreters whose sessions are in the same sandbox."""
+        return self.factory(**self._shared())
+
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "sandbox": self._boxes,
+            "execute_timeout": self.timeout,
+            "limits": self.limits,
+            "redactor": self._redactor,
+        }
+
     def _level(self) -> Level:
-        return LEVEL
+        return MODAL
 
     def _open(self) -> Session:
         if self._redactor is None:
             self._redactor = Redactor.from_env(os.environ)
         try:
-            if self._own and (self._box is None or not self._box.alive):
-                self._release()
-                self._box = ModalSandbox(self._recipe)
-            assert self._box is not None
-            return self._box.open(self.limits, self._redactor.clean_data)
+            return self._boxes.open(self.limits, self._redactor.clean_data)
         except SandboxError as error:
             raise SessionLost(error.message) from error
 
     def shutdown(self) -> None:
         """End the session, and its sandbox unless that was given."""
         super().shutdown()
-        self._release()
-
-    def _release(self) -> None:
-        if self._own and self._box is not None:
-            self._box.close()
+        if self._own:
+            self._boxes.close()

@@ -31,9 +31,9 @@ from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.executor import StopFlag, stop_on_signals
 from fleet_rlm.runner.record import last_records
 from fleet_rlm.runner.run import Progress, Whole
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.store import repair_and_read, write_atomic
 from fleet_rlm.runner.summary import sample_means
-from fleet_rlm.sandbox import levels
 from fleet_rlm.search.bootstrap import Traced, draw_demo_sets, read_steps
 from fleet_rlm.search.candidates import (
     Candidates,
@@ -173,7 +173,7 @@ def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None)
         settings=settings,
         root=root,
         sub=sub,
-        sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+        sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=Limits(),
     )
     name = f"{recipe.name}--{arm.root.name.replace('/', '-')}"

@@ -28,7 +28,7 @@ from fleet_rlm.program.rlm import RLM
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.attempt import Bench, bench_context, own_failure
 from fleet_rlm.runner.run import make_bench
-from fleet_rlm.sandbox import levels
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.sandbox.redact import Redactor
 
 STANDARD = "agent"
@@ -76,14 +76,15 @@ class Engine:
         limits = limits or AgentLimits()
         root, sub = specify_pair(resolved, env, price=price)
         entry = PROGRAMS[STANDARD]
-        self.level = levels.choose(resolved.config.sandbox)
+        sandbox = specify_sandbox(resolved.config)
+        self.level = sandbox.level
         self.arm = Arm(
             program=STANDARD,
             entry=entry,
             settings=entry.settings_type(),
             root=root,
             sub=sub,
-            sandbox=self.level,
+            sandbox=sandbox,
             limits=Limits(working_s=None, wall_s=limits.timeout_s),
         )
         self.redactor = Redactor.from_env(env)

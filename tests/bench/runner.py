@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import dspy
 from measure import Cost, Table, descendants, measure, slower
 
+from fleet_rlm.config import Config
 from fleet_rlm.ledger import Limits
 from fleet_rlm.lm.connect import ModelSpec, specify
 from fleet_rlm.lm.simulated.launch import SimulatedServer, simulated_server
@@ -29,8 +30,8 @@ from fleet_rlm.runner.evaluate import open_run
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.record import Record
 from fleet_rlm.runner.run import Effort, Plan, run_arm
+from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.store import RunStore, read_columns, read_trajectory, repair_and_read
-from fleet_rlm.sandbox import levels
 from fleet_rlm.scoring import score
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.suite import Suite, load_suite
@@ -259,7 +260,7 @@ def _run_arm(
         settings=RecursionSettings(),
         root=model,
         sub=model,
-        sandbox=levels.choose(),
+        sandbox=specify_sandbox(Config()),
         limits=Limits(),
     )
     run_arm(

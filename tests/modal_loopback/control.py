@@ -251,12 +251,16 @@ class Control(Service):
 
     async def SandboxCreateV2(self, request: Any) -> Any:
         lab, wanted = self.lab, request.definition
-        if len(lab.live()) >= lab.max_sandboxes:
+        if len(lab.live()) + lab.starting >= lab.max_sandboxes:
             raise lab.throttled(0.2)
         env = environment_of(lab, wanted, request)
         sandbox = Sandbox(lab, request.app_id, wanted, env)
         sandbox.tags = tag_map(request.tags)
-        await sandbox.start()
+        lab.starting += 1
+        try:
+            await sandbox.start()
+        finally:
+            lab.starting -= 1
         lab.sandboxes[sandbox.id] = lab.tasks[sandbox.task] = sandbox
         lab.peak = max(lab.peak, len(lab.live()))
         reply = pb.SandboxCreateV2Response(sandbox_id=sandbox.id, task_id=sandbox.task)

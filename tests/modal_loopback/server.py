@@ -64,10 +64,12 @@ class LoopbackModal:
         self.tasks: dict[str, Sandbox] = {}
         self.tokens: dict[str, float] = {}
         self.replies: dict[str, Any] = {}
+        self.starting = 0
         self.reset()
 
     def reset(self) -> None:
-        """Take all knobs back."""
+        """Take all knobs back, and forget what has ended."""
+        self.sandboxes = {sandbox.id: sandbox for sandbox in self.live()}
         self.calls: Counter[str] = Counter()
         """Calls so far, by name."""
         self.latency: dict[str, float] = {}
