@@ -274,11 +274,11 @@ def test_routes(tmp_path):
 
 
 def test_sandbox_levels_and_limits():
-    from fleet_rlm.runner.run import CELL_SECONDS
+    from fleet_rlm.runner.sandboxes import CELL_SECONDS
     from fleet_rlm.sandbox import levels
     from fleet_rlm.sandbox.session import Limits
 
-    assert column("sandbox.md", "level") == {"auto", *levels.NAMES}
+    assert column("sandbox.md", "level") == {"auto", levels.MODAL.name, *levels.NAMES}
     page = " ".join((ROOT / "docs" / "sandbox.md").read_text().replace("\n>", "\n").split())
     assert levels.LANDLOCK_LABEL in page
     shown = {row[0]: row[1] for row in table("sandbox.md", "limit")}
@@ -304,7 +304,7 @@ def test_run_summary_record_and_exit_codes():
 
 
 def test_models_and_their_environment():
-    from fleet_rlm.config import API_KEY_VARIABLES, ENVIRONMENT, Config
+    from fleet_rlm.config import API_KEY_VARIABLES, ENVIRONMENT, Config, ModalConfig
     from fleet_rlm.lm.connect import PROVIDER_KEYS
 
     assert column("models.md", "name") == {*API_KEY_VARIABLES, *ENVIRONMENT.values()}
@@ -313,6 +313,7 @@ def test_models_and_their_environment():
     page = (ROOT / "docs" / "models.md").read_text()
     takes = page[page.index("`fleet.toml` takes") :].partition("\n\n")[0]
     assert names([takes]) >= set(Config.model_fields)
+    assert column("modal.md", "key") == set(ModalConfig.model_fields)
 
 
 def test_the_skills_of_the_simulated_model():
