@@ -11,7 +11,7 @@ from modal_proto import task_command_router_grpc
 from modal_proto import task_command_router_pb2 as tcr
 
 from tests.modal_loopback.control import environment_of
-from tests.modal_loopback.sandboxes import Exec, Sandbox
+from tests.modal_loopback.sandboxes import Ended, Exec, Sandbox
 from tests.modal_loopback.service import Service
 
 
@@ -54,7 +54,10 @@ class Router(Service):
 
     async def TaskExecStdinWrite(self, request: Any) -> Any:
         self.lab.uploaded += len(request.data)
-        found = self._exec(request, alive=True)
+        found, sandbox = self._exec(request, alive=True), self._sandbox(request.task_id)
+        sandbox.messages += 1
+        if sandbox.messages == sandbox.lost_at:
+            await sandbox.finish(Ended.GENERIC_STATUS_FAILURE)
         await found.write(request.offset, request.data, request.eof)
         return tcr.TaskExecStdinWriteResponse()
 

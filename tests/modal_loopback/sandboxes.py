@@ -140,6 +140,8 @@ class Sandbox:
         self.id, self.task = f"sb-{name[:26]}", f"ta-{name[:20]}V"  # not the shapes of V1
         self.created = self.active = time.time()
         self.tags: dict[str, str] = {}
+        self.messages = 0
+        self.lost_at = lab.losses.popleft() if lab.losses else 0
         self.execs: dict[str, Exec] = {}
         self.result: pb.GenericResult | None = None
         self.ended = asyncio.Event()

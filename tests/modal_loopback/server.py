@@ -76,6 +76,8 @@ class LoopbackModal:
         """Seconds before a call is answered, by name; "*" for all others."""
         self.faults: defaultdict[str, deque[Exception | None]] = defaultdict(deque)
         """What the next calls of a name meet; None lets one through."""
+        self.losses: deque[int] = deque()
+        """For each next sandbox, the message on stdin at which it is lost; 0 for none."""
         self.max_sandboxes = 1 << 30
         self.token_s = 600.0
         """Life of a router token."""
