@@ -17,6 +17,14 @@ RlmMaxIterations = Annotated[
 RlmMaxLlmCalls = Annotated[
     int | None, typer.Option(min=1, help="Sub-queries in one answer. [default: 50]")
 ]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="TOML: NAME = 'TOKEN' each. [env: FLEET_RLM_TOKEN]"),
+]
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="Folder whose files clients may name; repeatable."),
+]
 Timeout = Annotated[float, typer.Option(min=1, metavar="SECONDS", help="One turn.")]
 
 app = make_app("Use programs outside an evaluation, and check this machine.")
@@ -27,6 +35,7 @@ fleet-rlm uses the programs that fleet-eval scores.
   fleet-rlm run --context book.txt --query 'Who ...?'   answer one question about one file
   fleet-rlm code-chat                                    chat over documents in the terminal
   fleet-rlm serve-api --bundle PATH                      serve a compiled program over HTTP
+  fleet-rlm serve-mcp                                    serve the agent to an MCP client
   fleet-rlm doctor                                       check sandbox, model, key, store
   fleet-rlm sim-server --latency-ms 300                  serve the simulated model over HTTP
 
@@ -148,14 +157,8 @@ def serve_api(
     ] = None,
     host: Annotated[str, typer.Option(help="Off loopback, tokens are needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 8000,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="TOML: NAME = 'TOKEN' each. [env: FLEET_RLM_TOKEN]"),
-    ] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder whose files clients may name; repeatable."),
-    ] = None,
+    tokens: Tokens = None,
+    root: Roots = None,
     state: Annotated[Path, typer.Option(metavar="DIR", help="Where chats are kept.")] = Path(
         ".fleet-rlm", "serving"
     ),
@@ -222,6 +225,45 @@ def serve_api(
                 "session_ttl_s": session_ttl,
                 "drain_s": drain,
             },
+        )
+    )
+
+
+@app.command(name="serve-mcp")
+def serve_mcp(
+    transport: Annotated[str, typer.Option(help="stdio or streamable-http.")] = "stdio",
+    bundle: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A compiled program. [default: the agent]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Off loopback, tokens are needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for a free one.")] = 8001,
+    tokens: Tokens = None,
+    root: Roots = None,
+    model: options.Model = None,
+    sub_model: options.SubModel = None,
+    sandbox: options.Sandbox = None,
+    react_max_iters: ReactMaxIters = None,
+    rlm_max_iterations: RlmMaxIterations = None,
+    rlm_max_llm_calls: RlmMaxLlmCalls = None,
+    timeout: Timeout = 900.0,
+) -> int:
+    """Serve the agent to an MCP client: chat, analyse, summarise, score."""
+    from fleet_rlm.cli.serve_mcp import ServeMcp, serve_mcp_command
+    from fleet_rlm.serving.engine import AgentLimits
+
+    return serve_mcp_command(
+        ServeMcp(
+            transport=transport,
+            bundle=bundle,
+            flags={"model": model, "sub_model": sub_model, "sandbox": sandbox},
+            limits=AgentLimits(
+                react_max_iters=react_max_iters,
+                rlm_max_iterations=rlm_max_iterations,
+                rlm_max_llm_calls=rlm_max_llm_calls,
+                timeout_s=timeout,
+            ),
+            tokens=tokens,
+            server={"host": host, "port": port, "roots": tuple(root or ())},
         )
     )
 

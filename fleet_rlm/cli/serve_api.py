@@ -58,5 +58,5 @@ def serve_api_command(request: ServeApi) -> int:
             print(engine.label, file=sys.stderr)
         typer.echo(url)
 
-    serve(service, ready)
+    serve(service, service.asgi, ready)
     return Exit.OK

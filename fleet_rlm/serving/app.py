@@ -105,7 +105,7 @@ class Service:
         return self.engine.new_agent(self.roots, volume)
 
     @asynccontextmanager
-    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, _: Any) -> AsyncIterator[None]:
         """Sweep while the server runs; cancel what is left and close the chats when it ends."""
         sweeping = asyncio.create_task(self._sweep())
         try:

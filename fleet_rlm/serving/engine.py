@@ -92,7 +92,7 @@ class Engine:
         self.bench: Bench = make_bench(self.arm, self.redactor, board=self.board)
         self.manifest: Manifest | None = read_manifest(bundle) if bundle else None
         self.program: dspy.Module = load(bundle) if bundle else self.bench.program
-        self._template, self.chats_compiled = _make_agent(self.program, limits, self.redactor)
+        self.template, self.chats_compiled = _make_agent(self.program, limits, self.redactor)
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ class Engine:
             roots: folders whose files it may read.
             volume: folder that its memory tools write to; they are not offered when None.
         """
-        agent: RLMReActChatAgent = self._template.deepcopy()
+        agent: RLMReActChatAgent = self.template.deepcopy()
         agent.roots = roots
         agent.volume = LocalVolume(volume) if volume else None
         return agent

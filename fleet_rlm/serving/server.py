@@ -13,15 +13,17 @@ import uvicorn
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.serving.app import Service
+from fleet_rlm.serving.gatekeeper import Application
 
 MOST_CONNECTIONS = 4_096
 
 
-def serve(service: Service, ready: Callable[[str], None]) -> None:
+def serve(service: Service, application: Application, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; a second one cuts off what still runs.
 
     Args:
-        service: what is served.
+        service: address and limits, and the turns that are waited for.
+        application: what is served.
         ready: told the base URL, once connections are taken.
 
     Raises:
@@ -31,7 +33,7 @@ def serve(service: Service, ready: Callable[[str], None]) -> None:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        service.asgi,
+        application,
         log_config=None,
         access_log=False,
         server_header=False,
