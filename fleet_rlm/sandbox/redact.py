@@ -41,7 +41,8 @@ def _starting(prefix: str, rest: str) -> re.Pattern[str]:
 
 
 # `+` behind a count: what was taken is not given back, so that a failure is not tried 40 times.
-_DIGIT = r"(?=[^\s\"',;&()\d]{0,40}+\d)"
+# ASCII only: with \s and \d in the class each character takes four times as long.
+_DIGIT = r"(?=[^\t-\r \"',;&()0-9]{0,40}+[0-9])"
 
 _PATTERNS = (
     _Pattern(
@@ -89,41 +90,44 @@ _PATTERNS = (
 )
 
 
-def _spelt(*names: str) -> str:
-    """The rest of any of `names`, in any case, with _ or - for a space, behind its first letter."""
-
-    def letter(c: str) -> str:
-        return "[_-]{0,2}" if c == " " else f"[{c}{c.upper()}]"
-
-    spelt = [f"(?<={letter(name[0])})" + "".join(map(letter, name[1:])) for name in names]
-    return f"(?:{'|'.join(spelt)})"
-
-
-# Names as they end; what is assigned to them is secret ...
-_ALWAYS = _spelt("pass word", "pass wd", "pwd", "pass phrase", "client secret")
-# ... or is so if it reads like a key: it has a digit and some length.
-_KEYS = _spelt(
-    *("api key", "access key", "secret key", "private key", "auth key"),
-    *("auth token", "access token", "refresh token", "bearer token"),
-)
-_WORDS = _spelt("token", "secret")
-_NAMED = ("passw", "pass_", "pass-", "pwd", "phrase", "key", "token", "secret")
-"""One of them is in every assignment that counts, in lower case."""
 _GAP = r"[ \t]{0,30}+"
 # Without quotes an index or a call is code that fetches a secret, not the secret: token = row[3].
-_LITERAL = r"[ \t]{0,3}(?:[\"']|(?![\w.]{0,60}+[\[(]))"
-_DONE = r"(?!\[REDACTED:)"
-_EQUALS = rf"[\"']?{_GAP}={_LITERAL}{_DONE}([^\s\"',;&]{{4,}})"
-_KEY_EQUALS = rf"[\"']?{_GAP}={_LITERAL}{_DONE}({_DIGIT}[^\s\"',;&()]{{8,}})"
+_LITERAL = r"[ \t]{0,3}+(?:[\"']|(?![\w.]{0,60}+[\[(]))"
+_DONE = r"(?!\[redacted:)"
+_EQUALS = rf"[\"']?+{_GAP}={_LITERAL}{_DONE}([^\s\"',;&]{{4,}})"
+_KEY_EQUALS = rf"[\"']?+{_GAP}={_LITERAL}{_DONE}({_DIGIT}[^\s\"',;&()]{{8,}})"
 _QUOTED = rf"[\"']{_GAP}:\s{{0,3}}[\"']{_DONE}([^\"'\s]{{4,}})[\"']"
 _COLON = rf"{_GAP}:[ \t]{{1,3}}{_DONE}({_DIGIT}[^\s\"',;&()]{{6,}})"
-# The first letters stand in front, so that the engine skips to the next one of them.
-_ASSIGNED = re.compile(
-    rf"[abcprstABCPRST](?:{_ALWAYS}(?:{_EQUALS}|{_QUOTED}|{_COLON})"
-    rf"|{_KEYS}(?:{_KEY_EQUALS}|{_QUOTED}|{_COLON})"
-    rf"|{_WORDS}(?:{_KEY_EQUALS}|{_QUOTED}))"
-)
-"""`password = ...`, `"api_key": "..."` and the like; its last group is the secret."""
+_NAMES = {
+    # Names as they end, _ or - for a space. What is assigned to these is secret ...
+    (_EQUALS, _QUOTED, _COLON): ("pass word", "pass wd", "pwd", "pass phrase", "client secret"),
+    # ... and to these if it reads like a key: it has a digit and some length.
+    (_KEY_EQUALS, _QUOTED, _COLON): (
+        *("api key", "access key", "secret key", "private key", "auth key"),
+        *("auth token", "access token", "refresh token", "bearer token"),
+    ),
+    (_KEY_EQUALS, _QUOTED): ("token", "secret"),
+}
+_NAMED = ("passw", "pass_", "pass-", "pwd", "phrase", "key", "token", "secret")
+"""One of them is in every assignment that counts, in lower case."""
+
+
+def _assigned() -> re.Pattern[str]:
+    """`password = ...`, `"api_key": "..."` and the like, in lower case; the last group is secret.
+
+    The first letters stand in front, so that the engine skips to the next one of them, and each way
+    to go on begins with a letter, so that it takes one look to leave it.
+    """
+    ways = []
+    for assignments, names in _NAMES.items():
+        for name in names:
+            rest = name[2:].replace(" ", "[_-]{0,2}")
+            ways.append(f"{name[1]}(?<={name[:2]}){rest}(?:{'|'.join(assignments)})")
+    first = {name[0] for names in _NAMES.values() for name in names}
+    return re.compile(f"[{''.join(sorted(first))}](?:{'|'.join(ways)})")
+
+
+_ASSIGNED = _assigned()
 
 
 class Redactor:
@@ -165,7 +169,7 @@ class Redactor:
             if any(trigger in lower for trigger in pattern.triggers):
                 text = _replace(pattern, text)
         if any(name in lower for name in _NAMED):
-            text = _ASSIGNED.sub(_hide_last, text)
+            text = _hide_assigned(text)
         return text
 
     def clean_data(self, value: Any) -> Any:
@@ -259,8 +263,15 @@ def _replace(pattern: _Pattern, text: str) -> str:
     return pattern.expression.sub(keep_rest, text)
 
 
-def _hide_last(match: re.Match[str]) -> str:
-    return _hide(match, match.lastindex or 0, "[REDACTED:assigned]")
+def _hide_assigned(text: str) -> str:
+    # The one letter that is two in lower case would shift what is found.
+    lower = text.replace("\u0130", "I").lower()
+    parts, done = [], 0
+    for match in _ASSIGNED.finditer(lower):
+        start, end = match.span(match.lastindex or 0)
+        parts += [text[done:start], "[REDACTED:assigned]"]
+        done = end
+    return "".join([*parts, text[done:]])
 
 
 def _hide(match: re.Match[str], group: int, mark: str) -> str:
