@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 UV = $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench bench-sandbox bench-runner bench-suites bench-scoring docs wheel lock clean
+.PHONY: help setup demo test check fix bench bench-sandbox bench-runner bench-suites bench-scoring escape docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(STAMP) ## run all benchmarks, rewrite docs/performance.md; one of them:
 
 bench-sandbox bench-runner bench-suites bench-scoring: $(STAMP)
 	$(BIN)/python tests/bench $(@:bench-%=%)
+
+escape: $(STAMP) ## attack the sandbox: every attack, at every level that holds here, as you and as nobody
+	$(BIN)/python tests/escape.py
 
 docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -1,10 +1,10 @@
-"""Attacks on the box, executed inside it as guest code by test_sandbox_escape.py.
+"""Attacks on the box, executed inside it as guest code by escape.py.
 
 Every attack is a function; it returns what it got, or raises. `ALLOWED` in the report means that it
 got something. Arguments are chosen so that an attack that is *permitted* still does no harm: it is
 answered by another error than the one of a closed door, or it hits a canary made for it.
 
-Nothing here runs without the word of the test that this process is confined, and unless the kernel
+Nothing here runs without the word of the host that this process is confined, and unless the kernel
 confirms it: no_new_privs is set and a seccomp filter is installed.
 """
 
@@ -32,8 +32,12 @@ assert libc.prctl(39, 0, 0, 0, 0) == 1, "no_new_privs is not set"
 assert libc.prctl(21, 0, 0, 0, 0) == 2, "no seccomp filter is installed"
 
 
+def family(name):
+    CFG["family"] = name
+
+
 def attack(function):
-    ATTACKS[function.__name__] = function
+    ATTACKS[function.__name__] = (CFG["family"], function)
     return function
 
 
@@ -52,7 +56,7 @@ def read(path):
         return file.read(64) or "opened"
 
 
-# files
+family("files")
 
 
 @attack
@@ -111,6 +115,9 @@ def write_canary():
 def unlink_canary():
     os.unlink(CFG["canary"])
     return "removed"
+
+
+family("chmod, truncate, xattr")
 
 
 @attack
@@ -178,6 +185,9 @@ def lease_on_readable_file():
     return "leased"
 
 
+family("files")
+
+
 @attack
 def list_root():
     return os.listdir("/")
@@ -238,9 +248,32 @@ def open_terminal():
     return os.open("/dev/tty", os.O_RDWR)
 
 
+family("other sessions")
+
+
 @attack
 def read_sibling_scratch():
     return os.listdir(CFG["sibling_scratch"])
+
+
+@attack
+def write_sibling_scratch():
+    open(os.path.join(CFG["sibling_scratch"], "pwned"), "w").close()
+    return "written"
+
+
+@attack
+def context_of_another_sample():
+    frame, found = sys._getframe(), []
+    while frame := frame.f_back:
+        shared = getattr(frame.f_locals.get("shared"), "inputs", [])
+        found += [given.fresh()[:20] for given in shared]
+    if not found:
+        raise PermissionError("none")
+    return found
+
+
+family("files")
 
 
 @attack
@@ -253,7 +286,7 @@ def openat2():
     return syscall(437, -100, 0, 0, 0)
 
 
-# secrets and other processes
+family("environment")
 
 
 @attack
@@ -262,6 +295,9 @@ def secret_in_own_environment():
     if not found:
         raise PermissionError("clean")
     return found
+
+
+family("/proc")
 
 
 @attack
@@ -292,6 +328,9 @@ def memory_of_sibling():
 @attack
 def list_processes():
     return os.listdir("/proc")
+
+
+family("signals")
 
 
 @attack
@@ -366,6 +405,9 @@ def pidfd_open():
     return syscall(434, CFG["canary_pid"], 0)
 
 
+family("ptrace")
+
+
 @attack
 def ptrace():
     return syscall(101 if X86 else 117, 2, CFG["canary_pid"], 0, 0)
@@ -379,6 +421,9 @@ def process_vm_readv():
 @attack
 def kcmp():
     return syscall(312 if X86 else 272, os.getpid(), CFG["supervisor_pid"], 0, 3, 3)
+
+
+family("processes")
 
 
 @attack
@@ -419,6 +464,9 @@ def outlive_parent():
     return syscall(157 if X86 else 167, 1, 0, 0, 0, 0)
 
 
+family("descriptors")
+
+
 @attack
 def leaked_descriptors():
     extra = []
@@ -435,7 +483,7 @@ def leaked_descriptors():
     return leaked
 
 
-# network
+family("network")
 
 
 def talk(family, address, kind=socket.SOCK_STREAM):
@@ -467,6 +515,9 @@ def resolve_a_name():
     return socket.gethostbyname("example.org")
 
 
+family("unix sockets")
+
+
 @attack
 def unix_socket_by_path():
     return talk(socket.AF_UNIX, CFG["unix_path"])
@@ -481,6 +532,9 @@ def unix_socket_abstract():
 def datagram_to_unix_socket():
     ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     return ours.sendto(b"x", CFG["unix_datagram"])
+
+
+family("network")
 
 
 @attack
@@ -498,7 +552,7 @@ def vsock():
     return socket.socket(40, socket.SOCK_STREAM)
 
 
-# processes
+family("fork")
 
 
 @attack
@@ -556,9 +610,6 @@ def clone3():
     return syscall(435, 0, 0)
 
 
-# the kernel
-
-
 def knock(name, x86, aarch64, *args):
     def function():
         return syscall(x86 if X86 else aarch64, *args)
@@ -569,19 +620,24 @@ def knock(name, x86, aarch64, *args):
 
 path = ctypes.create_string_buffer(b"/nonexistent")
 nowhere = ctypes.addressof(path)
+family("namespaces")
 knock("unshare_user", 272, 97, 0x10000000)
 knock("unshare_mount", 272, 97, 0x00020000)
 knock("unshare_network", 272, 97, 0x40000000)
 knock("setns", 308, 268, -1, 0)
+family("mounts")
 knock("mount", 165, 40, nowhere, nowhere, nowhere, 0, 0)
 knock("umount", 166, 39, nowhere, 0)
 knock("pivot_root", 155, 41, nowhere, nowhere)
 knock("chroot", 161, 51, nowhere)
 knock("open_tree", 428, 428, -1, nowhere, 0)
 knock("fsopen", 430, 430, nowhere, 0)
+family("kernel")
 knock("bpf", 321, 280, -1, 0, 0)
+family("io_uring")
 knock("io_uring", 425, 425, 0, 0)
 knock("use_up_async_io", 206, 0, 0, 0)
+family("kernel")
 knock("perf_event", 298, 241, 0, 0, -1, -1, 0)
 knock("userfaultfd", 323, 282, -1)
 knock("keyctl", 250, 219, 0, -3, 0)
@@ -597,8 +653,10 @@ knock("sethostname", 170, 161, nowhere, -1)
 knock("clock_settime", 227, 112, -1, 0)
 knock("adjtimex", 159, 171, 0)
 knock("personality", 135, 92, -1)
+family("memfd")
 knock("memfd", 319, 279, nowhere, 0)
 knock("memfd_secret", 447, 447, 0)
+family("kernel")
 knock("shmget", 29, 194, 0, 4096, 0o1666)
 knock("msgget", 68, 186, 0, 0o1666)
 knock("mq_open", 240, 180, nowhere, 0, 0, 0)
@@ -613,6 +671,9 @@ if X86:
     knock("x32_getpid", 0x40000000 + 39, 0)
     knock("iopl", 172, 0, 0)
     knock("modify_ldt", 154, 0, 0, 0, 0)
+
+
+family("privileges")
 
 
 @attack
@@ -639,7 +700,7 @@ def inject_into_terminal():
     return "typed"
 
 
-# resources
+family("memory")
 
 
 @attack
@@ -655,6 +716,9 @@ def memory_bomb():
     return "4 GB"
 
 
+family("disk")
+
+
 @attack
 def large_file():
     try:
@@ -663,6 +727,9 @@ def large_file():
     finally:
         os.path.exists("large") and os.unlink("large")
     return "written"
+
+
+family("descriptors")
 
 
 @attack
@@ -675,6 +742,9 @@ def descriptor_bomb():
         for fd in hold:
             os.close(fd)
     return "2000 open"
+
+
+family("fork")
 
 
 @attack
@@ -692,9 +762,9 @@ for fd in range(1024):
     except OSError:
         continue
     CFG["fds_before"].add(fd)
-for name, function in ATTACKS.items():
+for name, (kind, function) in ATTACKS.items():
     try:
-        REPORT[name] = ["ALLOWED", repr(function())[:80]]
+        REPORT[name] = [kind, "ALLOWED", repr(function())[:80]]
     except BaseException as error:
-        REPORT[name] = ["BLOCKED", f"{type(error).__name__}: {error}"[:80]]
+        REPORT[name] = [kind, "BLOCKED", f"{type(error).__name__}: {error}"[:80]]
 REPORT

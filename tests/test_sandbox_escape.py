@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
+import escape
 import pytest
+from escape import ATTACKS, LIMITS, Canaries
 
 from fleet_rlm.errors import SandboxError, SandboxUnavailable
-from fleet_rlm.sandbox import driver, levels
+from fleet_rlm.sandbox import levels
 from fleet_rlm.sandbox.local import LocalSandbox
 from fleet_rlm.sandbox.session import Limits, Session
-
-ATTACKS = Path(__file__).with_name("sandbox_attacks.py").read_text(encoding="utf-8")
-LIMITS = Limits(memory_bytes=512 << 20, file_bytes=64 << 20, scratch_bytes=32 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -29,116 +28,30 @@ def box() -> Iterator[LocalSandbox]:
         yield sandbox
 
 
-class Canaries:
-    """What an escaped guest would find: a file, a process, sockets of every kind, a secret."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "canary"
-        self.file.write_text("precious")
-        self.file.chmod(0o644)
-        os.utime(self.file, (10**9, 10**9))
-        self.process = subprocess.Popen(["sleep", "600"], env={"CANARY_SECRET": "sk-canary"})
-        self.abstract = f"fleet-rlm-test-{random.randrange(1 << 40)}"
-        self.sockets = [
-            self._listen(socket.AF_INET, ("127.0.0.1", 0)),
-            self._listen(socket.AF_UNIX, str(folder / "stream")),
-            self._listen(socket.AF_UNIX, "\0" + self.abstract),
-        ]
-        self.datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.datagrams.bind(str(folder / "datagram"))
-        self.datagrams.setblocking(False)
-        self.config = {
-            "confined": True,
-            "canary": str(self.file),
-            "canary_pid": self.process.pid,
-            "host_pid": os.getpid(),
-            "tcp_port": self.sockets[0].getsockname()[1],
-            "unix_path": str(folder / "stream"),
-            "unix_abstract": self.abstract,
-            "unix_datagram": str(folder / "datagram"),
-            "driver": driver.__file__,
-            "file_bytes": LIMITS.file_bytes,
-        }
-
-    @staticmethod
-    def _listen(family: int, address: Any) -> socket.socket:
-        server = socket.socket(family)
-        server.bind(address)
-        server.listen(8)
-
-        def greet() -> None:
-            while True:
-                try:
-                    peer, _ = server.accept()
-                except OSError:
-                    return
-                with peer:
-                    peer.sendall(b"HELLO-FROM-HOST")
-
-        threading.Thread(target=greet, daemon=True).start()
-        return server
-
-    def harmed(self) -> list[str]:
-        harm = []
-        if not self.file.exists() or self.file.read_text() != "precious":
-            harm.append("the file")
-        elif self.file.stat().st_mode & 0o777 != 0o644 or self.file.stat().st_mtime != 10**9:
-            harm.append("its metadata")
-        if self.process.poll() is not None:
-            harm.append("the process")
-        with suppress(BlockingIOError):
-            harm.append(f"a datagram came out: {self.datagrams.recv(10)!r}")
-        return harm + [path.name for path in self.file.parent.glob("pwned*")]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for server in self.sockets:
-            server.shutdown(socket.SHUT_RDWR)
-            server.close()
-        self.datagrams.close()
-
-
 @pytest.fixture
-def canaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canaries]:
-    monkeypatch.setenv("CANARY_API_KEY", "sk-canary-secret-value")
-    made = Canaries(tmp_path)
-    yield made
-    made.close()
+def canaries(tmp_path: Path) -> Iterator[Canaries]:
+    with closing(Canaries(tmp_path)) as made:
+        yield made
 
 
-@pytest.mark.parametrize("abi", [99, 3, 1], ids=["newest", "abi3", "abi1"])
-@pytest.mark.parametrize("name", ["bwrap", "landlock"])
-def test_no_attack_gets_out(name: str, abi: int, canaries: Canaries) -> None:
-    try:
-        level = levels.choose(name, landlock_abi=abi)
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
-    assert level.isolated
-    with LocalSandbox(level, limits=LIMITS) as box:
-        _attack(box, canaries)
-
-
-def _attack(box: LocalSandbox, canaries: Canaries) -> None:
-    sibling, session = box.open(), box.open()
-    # a file that every session may read and none may change: a stand-in under the installation
-    readable = session.execute("import os; os.__file__").value
-    before = Path(readable).read_bytes()
-    config = canaries.config | {
-        "readable": readable,
-        "supervisor_pid": box.pid,
-        "sibling_pid": sibling.execute("import os; os.getpid()").value,
-        "sibling_scratch": sibling.execute("os.getcwd()").value,
-    }
-    result = session.execute(ATTACKS, {"CFG": config}, timeout_s=60)
-    assert result.kind == "ok", result.error
-    report = result.value
-    allowed = {name: what for name, (verdict, what) in report.items() if verdict == "ALLOWED"}
-    assert allowed == {}
-    assert len(report) >= 110
-    assert canaries.harmed() == []
-    assert Path(readable).read_bytes() == before
-    assert sibling.execute("6 * 7").value == 42
+def test_no_attack_gets_out() -> None:
+    """At every level and age of the kernel that can be had here, as this user and as nobody."""
+    command = [sys.executable, "-B", escape.__file__, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    columns = json.loads(done.stdout)
+    assert list(escape.escapes(columns)) == []
+    assert done.returncode == 0
+    ran = {name: report for name, report in columns.items() if isinstance(report, dict)}
+    for report in ran.values():
+        assert len(report) >= 140
+    for name in escape.NAMES:
+        with suppress(SandboxUnavailable):
+            levels.choose(name)
+            assert len([column for column in ran if f" {name} " in column]) >= len(escape.ABIS)
+    table = escape.table(columns).splitlines()
+    assert table[-1] == "0 escapes"
+    assert any(line.startswith("forged frames") for line in table)
 
 
 def test_attacks_have_teeth(canaries: Canaries) -> None:
