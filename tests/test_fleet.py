@@ -63,7 +63,9 @@ def test_bad_input_is_one_line(command, tmp_path, words, part):
 def test_doctor_names_level_model_and_store(command):
     code, out, _ = command("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(out)}
-    assert list(findings) == ["python", "sandbox", "model", "price", "store", "cache", "disk"]
+    names = ["python", "sandbox", "model", "price", "modal", "store", "cache", "disk"]
+    assert list(findings) == names
+    assert "modal token new" in findings["modal"]["detail"]
     assert "locked box" in findings["sandbox"]["detail"]
     assert "no key needed" in findings["model"]["detail"]
     assert code == 0

@@ -16,7 +16,9 @@ from fleet_rlm.errors import Exit, FleetError, UsageError
 from fleet_rlm.lm.connect import specify_pair
 from fleet_rlm.project import project_dir
 from fleet_rlm.report.tables import make_console
-from fleet_rlm.sandbox.levels import choose
+from fleet_rlm.sandbox import modal_account
+from fleet_rlm.sandbox.levels import MODAL, choose
+from fleet_rlm.sandbox.modal_recipe import Recipe
 from fleet_rlm.suites.shelf import data_dir
 from fleet_rlm.tracking.store import can_make, probe_store, resolve_uri, shown
 
@@ -66,6 +68,7 @@ def examine(start: Path) -> Iterator[Finding]:
         return
     yield _finding("model", lambda: _model(resolved))
     yield _finding("price", lambda: _price(resolved))
+    yield _finding("modal", lambda: _modal(resolved))
     yield _finding("store", lambda: _store(resolved, project))
     yield _finding("cache", _caches)
     yield _disk(project)
@@ -102,6 +105,24 @@ def _price(resolved: Resolved) -> str:
         for spec in specs
     }
     return "; ".join(f"{name} {price}" for name, price in told.items())
+
+
+def _modal(resolved: Resolved) -> str:
+    place = Path(os.environ.get("MODAL_CONFIG_PATH", "~/.modal.toml")).expanduser()
+    wanted = resolved.config.sandbox == MODAL.name
+    if not (wanted or "MODAL_TOKEN_ID" in os.environ or place.exists()):
+        return "no token; only --sandbox modal needs one (modal token new)"
+    recipe = Recipe(**resolved.config.modal.model_dump())
+    found = modal_account.examine(recipe)
+    name = recipe.image or recipe.image_name
+    if found.image:
+        image = f"image {name} ({found.image})"
+    elif recipe.image:
+        raise UsageError(f"no image {name!r} in workspace {found.workspace}", fix="another `image`")
+    else:
+        image = "no image published, so the first run builds it (fleet-rlm sandbox build)"
+    secret = "is there and reaches no sandbox" if found.secret else "is not there, nor needed"
+    return f"workspace {found.workspace}; {image}; secret {modal_account.SECRET} {secret}"
 
 
 def _store(resolved: Resolved, project: Path) -> str:

@@ -566,6 +566,24 @@ def report_experiment(name: Experiment, model: ReplacedModel = None, out: Result
     return report_command(name, model=model, out=out)
 
 
+sandbox_app = make_app("Care for sandboxes on Modal.")
+app.add_typer(sandbox_app, name="sandbox")
+
+
+@sandbox_app.command("gc")
+def sandbox_gc(
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Those of this run, expired or not.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of your user.")] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """End Modal sandboxes of your user that have expired, found by their tags."""
+    from fleet_rlm.cli.sandbox import gc_command
+
+    return gc_command(run=run, everything=everything, as_json=as_json)
+
+
 def main() -> None:
     """Entry point of `fleet-eval`."""
     run_app(app, "fleet-eval")

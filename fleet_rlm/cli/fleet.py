@@ -37,6 +37,7 @@ fleet-rlm uses the programs that fleet-eval scores.
   fleet-rlm serve-api --bundle PATH                      serve a compiled program over HTTP
   fleet-rlm serve-mcp                                    serve the agent to an MCP client
   fleet-rlm doctor                                       check sandbox, model, key, store
+  fleet-rlm sandbox build                                publish the image of Modal sandboxes
   fleet-rlm sim-server --latency-ms 300                  serve the simulated model over HTTP
 
 Details: fleet-rlm COMMAND --help
@@ -315,6 +316,34 @@ def sim_server(
         "echo": echo,
     }
     return sim_server_command(knobs, faults=faults, host=host, port=port)
+
+
+sandbox_app = make_app("Care for sandboxes on Modal.")
+app.add_typer(sandbox_app, name="sandbox")
+
+
+@sandbox_app.command("build")
+def sandbox_build(
+    as_json: options.AsJson = False,
+) -> int:
+    """Publish the image of Modal sandboxes by name and digest, so that no run builds it."""
+    from fleet_rlm.cli.sandbox import build_command
+
+    return build_command(as_json=as_json)
+
+
+@sandbox_app.command("gc")
+def sandbox_gc(
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Those of this run, expired or not.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of your user.")] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """End Modal sandboxes of your user that have expired, found by their tags."""
+    from fleet_rlm.cli.sandbox import gc_command
+
+    return gc_command(run=run, everything=everything, as_json=as_json)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import dspy
 
 from fleet_rlm.board import Board, Column
 from fleet_rlm.config import Config
+from fleet_rlm.errors import SandboxUnavailable
 from fleet_rlm.ledger import Ledger, Limits, Usage
 from fleet_rlm.lm.cancel import pause
 from fleet_rlm.lm.metered import current_ledger
@@ -18,6 +19,7 @@ from fleet_rlm.sandbox import levels
 from fleet_rlm.sandbox.interpreter import LocalInterpreter
 from fleet_rlm.sandbox.modal_box import ModalBoxes
 from fleet_rlm.sandbox.modal_create import check_token, prepare
+from fleet_rlm.sandbox.modal_gc import reap
 from fleet_rlm.sandbox.modal_interpreter import ModalInterpreter
 from fleet_rlm.sandbox.modal_recipe import CPU_USD_S, MEMORY_USD_S, Recipe
 from fleet_rlm.sandbox.redact import Redactor
@@ -54,13 +56,16 @@ class SandboxSpec:
         return shown | (self.modal.to_json() if self.modal else {})
 
     def prepare(self) -> None:
-        """Check, before a sample is started, that sandboxes can be made.
+        """Check, before a sample is started, that sandboxes can be made; end those of earlier runs
+        that have expired.
 
         Raises:
             SandboxUnavailable: on Modal, a refused token, no connection or no image.
         """
         if self.modal:
             prepare(self.modal)
+            with suppress(SandboxUnavailable):  # what could not be looked for stops no run
+                reap([self.modal.app_name])
 
     def lock(self) -> dict[str, Any]:
         """What else shaped its sandboxes: image by digest, and prices."""

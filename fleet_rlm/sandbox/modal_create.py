@@ -41,6 +41,7 @@ class Kit(NamedTuple):
 
     app: Any
     image: Any
+    published: bool = False
 
 
 def check_token() -> None:
@@ -49,7 +50,7 @@ def check_token() -> None:
     Raises:
         SandboxUnavailable: there is none.
     """
-    config = _modal().config.config
+    config = import_modal().config.config
     if not (config.get("token_id") and config.get("token_secret")):
         raise SandboxUnavailable("Modal needs a token, and there is none", fix="modal token new")
 
@@ -65,10 +66,42 @@ def prepare(recipe: Recipe) -> str:
     try:
         kit = wait_for(_kit(recipe), BUILD_S)
     except Exception as error:
-        raise _unavailable(error) or SandboxUnavailable(
+        raise unavailable(error) or SandboxUnavailable(
             f"Modal has no image for sandboxes: {describe(error)}", fix="fleet-rlm doctor"
         ) from error
     return str(kit.image.object_id)
+
+
+class Published(NamedTuple):
+    """An image with a name of its own."""
+
+    name: str
+    id: str
+    built: bool
+    """False when it was published before."""
+
+
+def publish(recipe: Recipe) -> Published:
+    """Build the image of a recipe and publish it by name and digest, unless it is published.
+
+    Raises:
+        SandboxUnavailable: the token is refused, the service cannot be reached, or the image
+            cannot be built.
+    """
+    check_token()
+    try:
+        return wait_for(_publish(recipe), BUILD_S)
+    except Exception as error:
+        raise unavailable(error) or SandboxUnavailable(
+            f"Modal did not build the image: {describe(error)}", fix="the same command again"
+        ) from error
+
+
+async def _publish(recipe: Recipe) -> Published:
+    kit = await _make_kit(recipe)
+    if not kit.published:
+        await kit.image.publish.aio(recipe.image_name)
+    return Published(recipe.image_name, str(kit.image.object_id), not kit.published)
 
 
 def create(recipe: Recipe, pause: Pause = time.sleep) -> Any:
@@ -82,7 +115,7 @@ def create(recipe: Recipe, pause: Pause = time.sleep) -> Any:
         SandboxUnavailable: no Modal token, or it was refused.
         SandboxError: Modal did not make it.
     """
-    modal = _modal()
+    modal = import_modal()
     pace = Pace(recipe.creates_per_s)
     lasting = (
         modal.exception.InvalidError,
@@ -108,8 +141,8 @@ def create(recipe: Recipe, pause: Pause = time.sleep) -> Any:
         except lasting as error:
             raise SandboxError(f"Modal refused to make a sandbox: {describe(error)}") from error
         except Exception as error:
-            if unavailable := _unavailable(error):
-                raise unavailable from error
+            if refusal := unavailable(error):
+                raise refusal from error
             failures += 1
             if failures == TRIES:
                 raise SandboxError(
@@ -121,7 +154,12 @@ def create(recipe: Recipe, pause: Pause = time.sleep) -> Any:
             return sandbox
 
 
-def _modal() -> Any:
+def import_modal() -> Any:
+    """The SDK.
+
+    Raises:
+        SandboxUnavailable: something else has its name.
+    """
     if "modal" in sys.modules and not hasattr(sys.modules["modal"], "Sandbox"):
         path = getattr(sys.modules["modal"], "__file__", "modal.py")
         raise SandboxUnavailable(f"{path} hides the package modal", fix="rename that file")
@@ -131,9 +169,9 @@ def _modal() -> Any:
     return modal
 
 
-def _unavailable(error: Exception) -> SandboxUnavailable | None:
+def unavailable(error: Exception) -> SandboxUnavailable | None:
     """What to say where no other create would succeed either."""
-    if isinstance(error, _modal().exception.AuthError):
+    if isinstance(error, import_modal().exception.AuthError):
         return SandboxUnavailable(
             f"Modal knows no valid token: {describe(error)}", fix="modal token new"
         )
@@ -158,11 +196,12 @@ async def _kit(recipe: Recipe) -> Kit:
 
 
 async def _make_kit(recipe: Recipe) -> Kit:
-    modal = _modal()
+    modal = import_modal()
     app = recipe.app or await modal.App.lookup.aio(recipe.app_name, create_if_missing=True)
     if recipe.image is None:
         try:
-            return Kit(app, await modal.Image.from_name(recipe.image_name).build.aio(app))
+            image = modal.Image.from_name(recipe.image_name)
+            return Kit(app, await image.build.aio(app), published=True)
         except modal.exception.NotFoundError:
             pass  # not published: built here
     return Kit(app, await make_image(recipe).build.aio(app))
@@ -172,7 +211,7 @@ async def _create_once(kit: Kit, recipe: Recipe) -> Any:
     expires = int(time.time()) + recipe.timeout_s
     tags = {"project": "fleet-rlm", "owner": owner(), "expires": str(expires), **recipe.tags}
     creating = asyncio.ensure_future(
-        _modal().Sandbox.create.aio(
+        import_modal().Sandbox.create.aio(
             app=kit.app,
             image=kit.image,
             timeout=recipe.timeout_s,
