@@ -181,6 +181,57 @@ def test_a_copied_folder_or_a_deleted_run_gets_its_own_mlflow_run(project, store
     assert writer.write_run(client, experiment, folder).info.run_id != first
 
 
+def test_a_job_is_one_run_with_a_run_inside_for_each_trial(project, store):
+    from fleet_rlm.tracking import writer
+
+    client, experiment = store
+    job = project / "runs" / "jobs" / "j"
+    run = json.loads((write_run(job / "trials" / "x") / "run.json").read_text())
+    recipe = {"name": "quick", "suite": "quick", "trials": 3, "space": {"max_iters": [20, 8]}}
+    (job / "job.json").write_text(json.dumps({"recipe": recipe, "arm": run["arm"], "suite": "d1"}))
+    rows = [
+        {"trial": n, "outcome": "complete", "score": n / 4, "usd": 0.5, "params": {"max_iters": 8},
+         "run": f"trials/{name}"}
+        for n, name in enumerate(("x", "y", "x"))
+    ]  # fmt: skip
+    (job / "trials.json").write_text(json.dumps({"trials": rows, "winner": 1}))
+    write_run(job / "trials" / "y")
+    first = writer.write_folder(client, experiment, job).info.run_id
+    assert client.get_run(first).info.status == "KILLED"  # it goes on
+    for name in ("baseline", "winner"):
+        write_run(job / name)
+    result = {
+        "winner": {"score": 0.75, "ci": [0.5, 0.9]}, "usage": {"usd": 7.0},
+        "test": {"difference": 0.25, "ci": [-0.5, 0.5], "p": 0.04},
+    }  # fmt: skip
+    (job / "result.json").write_text(json.dumps(result))
+    for _ in range(2):
+        assert writer.write_folder(client, experiment, job).info.run_id == first
+    parent = client.get_run(first)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["recipe.space.max_iters"] == "[20, 8]"
+    wanted = {
+        "score": 0.75,
+        "score_lo": 0.5,
+        "usd": 7.0,
+        "test/difference_lo": -0.5,
+        "test/p": 0.04,
+    }
+    assert wanted.items() <= parent.data.metrics.items()
+    history = client.get_metric_history(first, "trials/score")
+    assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
+    inside = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{first}'")
+    assert {(run.info.run_name, run.data.params.get("trial")) for run in inside} == {
+        ("j trial 0", "0"), ("j trial 1", "1"), ("j test baseline", None), ("j test winner", None),
+    }  # fmt: skip
+    (trial,) = [run for run in inside if run.data.params.get("trial") == "1"]
+    assert trial.data.params["space.max_iters"] == "8"
+    assert trial.data.metrics["trial/score"] == 0.25
+    (job / "job.json").write_text("{}")
+    with pytest.raises(UsageError, match="The job folder"):
+        writer.write_folder(client, experiment, job)
+
+
 def test_a_run_is_found_by_the_id_of_its_mlflow_run_here_and_elsewhere(project, store, tmp_path):
     from fleet_rlm.tracking import writer
 

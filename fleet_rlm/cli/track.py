@@ -27,7 +27,7 @@ def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:
 def sync_command(start: Path, folder: Path, *, trace: str | None, as_json: bool) -> int:
     """Mirror a stored run to MLflow as it is now."""
     wanted = parse_trace(trace)
-    if not (folder / "run.json").exists():
+    if not any((folder / name).exists() for name in ("run.json", "job.json")):
         raise UsageError(f"{folder} is not the folder of a run.", fix="fleet-eval run")
     project = project_dir(start)
     uri = resolve({}, os.environ, project).config.mlflow_tracking_uri

@@ -85,6 +85,11 @@ class Content:
     """One run folder as MLflow will show it."""
 
     run: str
+    """Name of the folder."""
+
+    title: str
+    """What the run is called in MLflow."""
+
     started_ms: int
     ended_ms: int
     finished: bool
@@ -130,6 +135,7 @@ def _read_content(run_dir: Path) -> Content:
     planned = header.get("planned", len(records))
     return Content(
         run=run,
+        title=run,
         started_ms=_milliseconds(header.get("created")),
         ended_ms=int(newest.stat().st_mtime * 1000),
         finished=summarized and isinstance(planned, int) and len(records) >= planned,
@@ -169,7 +175,7 @@ def run_params(header: Mapping[str, object]) -> dict[str, str]:
     """Suite, arm and lock as flat text, by the names people look for: `settings.max_iters`."""
     about = {key: value for key, value in header.items() if key not in _NO_PARAMS}
     params = {}
-    for name, value in _flatten(about):
+    for name, value in flatten(about):
         text = value if isinstance(value, str) else json.dumps(value)
         params[_renamed(name, _PARAM_NAMES).removesuffix(".name")] = _cut(text, MAX_PARAM_CHARS)
     return params
@@ -184,21 +190,21 @@ def summary_metrics(summary: Mapping[str, object], roles: Iterable[str] = ()) ->
             and without it have the same metrics.
     """
     metrics = []
-    for name, value in _flatten(summary):
+    for name, value in flatten(summary):
         if name.startswith(_NO_METRICS):
             continue
         stem, leaf = _sectioned(name)
         if leaf == "ci" and isinstance(value, list) and len(value) == 2:
             metrics += _bounds(stem, value[0], value[1])
         else:
-            metrics += _metric(stem + ("score_se" if leaf == "stderr" else leaf), value)
+            metrics += measure(stem + ("score_se" if leaf == "stderr" else leaf), value)
     usage = _mapping(summary.get("usage"))
     for role in roles if usage else ():
         if role not in _mapping(usage.get("by_role")):
             metrics += [Metric(f"role/{role}.{name}", 0.0, 0) for name in _USAGE]
     scored, usd = summary.get("scored"), usage.get("usd")
     if isinstance(scored, int) and scored and isinstance(usd, int | float):
-        metrics += _metric("usd_per_sample", usd / scored)
+        metrics += measure("usd_per_sample", usd / scored)
     # Where the dashboard shows one metric of several runs, it is the first.
     rank = {name: place for place, name in enumerate(_FIRST)}
     return sorted(metrics, key=lambda metric: ("/" in metric.name, rank.get(metric.name, 99)))
@@ -212,7 +218,7 @@ def _sectioned(name: str) -> tuple[str, str]:
     """
     prefix = next((prefix for prefix in _SECTIONS if name.startswith(prefix)), "")
     section = _SECTIONS.get(prefix, "")
-    stem, _, leaf = _safe(name.removeprefix(prefix)).rpartition(".")
+    stem, _, leaf = safe(name.removeprefix(prefix)).rpartition(".")
     if section == "usage/" and leaf in _USAGE and not stem:
         return "", leaf
     if section == "task/" and ".lengths." in stem:
@@ -229,15 +235,15 @@ def length_metrics(records: Iterable[Mapping[str, object]]) -> list[Metric]:
     for record in records:
         length, score = record.get("length"), record.get("score")
         if isinstance(length, int) and isinstance(score, int | float):
-            for stem in ("", f"task/{_safe(str(record.get('task')))}."):
+            for stem in ("", f"task/{safe(str(record.get('task')))}."):
                 groups.setdefault((stem, length), []).append(record)
     metrics = []
     for (stem, length), found in sorted(groups.items()):
         scores, clusters = _sample_means(found)
-        metrics += _metric(f"{stem}score_by_length", fmean(scores), step=length)
+        metrics += measure(f"{stem}score_by_length", fmean(scores), step=length)
         if not stem:  # those of a task stand in the summary
             usd = fmean(_spent(record, "usd") for record in found)
-            metrics += _metric("usd_by_length", usd, step=length)
+            metrics += measure("usd_by_length", usd, step=length)
             metrics += _estimate(f"length/{length}.", scores, clusters)
     return metrics
 
@@ -257,8 +263,8 @@ def _estimate(stem: str, scores: Sequence[float], clusters: Sequence[str]) -> li
     values = np.array(scores)
     interval = mean_interval(values, clusters)
     bounds = _bounds(stem, interval.low, interval.high) if interval else []
-    spread = _metric(f"{stem}score_se", clustered_stderr(values, clusters))
-    return [*_metric(f"{stem}score", fmean(scores)), *spread, *bounds]
+    spread = measure(f"{stem}score_se", clustered_stderr(values, clusters))
+    return [*measure(f"{stem}score", fmean(scores)), *spread, *bounds]
 
 
 def _bounds(stem: str, low: object, high: object) -> list[Metric]:
@@ -267,7 +273,7 @@ def _bounds(stem: str, low: object, high: object) -> list[Metric]:
         min(max(float(bound), 0.0), 1.0) for bound in (low, high) if isinstance(bound, int | float)
     ]
     names = (f"{stem}score_lo", f"{stem}score_hi")
-    return [metric for pair in zip(names, inside, strict=False) for metric in _metric(*pair)]
+    return [metric for pair in zip(names, inside, strict=False) for metric in measure(*pair)]
 
 
 def run_datasets(suite: Mapping[str, object]) -> list[Dataset]:
@@ -332,17 +338,18 @@ def _models(header: Mapping[str, object]) -> dict[str, str]:
     return {role: str(_mapping(spec).get("name")) for role, spec in models.items()}
 
 
-def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Dotted names of all values that are not null; a list is one value."""
     for key, inner in value.items():
         name = f"{prefix}{key}"
         if isinstance(inner, Mapping):
-            yield from _flatten(inner, f"{name}.")
+            yield from flatten(inner, f"{name}.")
         elif inner is not None:
             yield name, inner
 
 
-def _metric(name: str, value: object, step: int = 0) -> list[Metric]:
+def measure(name: str, value: object, step: int = 0) -> list[Metric]:
+    """The metric, or none for what is no finite number."""
     if isinstance(value, int | float) and math.isfinite(value):
         return [Metric(name[:250], float(value), step)]
     return []
@@ -351,11 +358,12 @@ def _metric(name: str, value: object, step: int = 0) -> list[Metric]:
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for prefix, replacement in prefixes.items():
         if name.startswith(prefix):
-            return _safe(replacement + name.removeprefix(prefix))
-    return _safe(name)
+            return safe(replacement + name.removeprefix(prefix))
+    return safe(name)
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
+    """The name with what MLflow refuses in one replaced."""
     # MLflow takes letters, digits and "_-. "; a slash it reads as a path, which must be normal.
     return re.sub(r"[^\w\-. ]", "_", name)[:250]
 

@@ -47,13 +47,13 @@ def main() -> None:
 
     from mlflow import MlflowClient
 
-    from fleet_rlm.tracking.writer import find_experiment, write_run
+    from fleet_rlm.tracking.writer import find_experiment, write_folder
 
     client = MlflowClient(tracking_uri=uri)
     artifacts = artifact_root(uri, Path(job["project_dir"]))
     experiment_id = find_experiment(client, job["experiment"], artifacts)
     wanted.wait()
-    run = write_run(client, experiment_id, Path(job["run_dir"]), trace=job["trace"])
+    run = write_folder(client, experiment_id, Path(job["run_dir"]), trace=job["trace"])
     answer(run_id=run.info.run_id, experiment_id=run.info.experiment_id, problem=None)
 
 

@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -28,12 +29,15 @@ from fleet_rlm.tracking.content import (
     Dataset,
     read_content,
 )
+from fleet_rlm.tracking.job_content import FILES as JOB_FILES
+from fleet_rlm.tracking.job_content import JOB_FILE, Part, read_job
 from fleet_rlm.tracking.layout import TAG, view_state
 from fleet_rlm.tracking.lookup import LINK_FILE, RECORDS_FILE
 from fleet_rlm.tracking.spans import About
 from fleet_rlm.tracking.traces import Target, write_traces
 
 RECORDS_TABLE = "records.json"
+TRIALS_TABLE = "trials_table.json"
 
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # the limits of one request, refused above
 _TOKEN_TAG = "fleet.mirror"
@@ -68,8 +72,52 @@ def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> s
     return str(experiment.experiment_id)
 
 
+def write_folder(
+    client: MlflowClient, experiment_id: str, folder: Path, *, trace: Trace = "sampled"
+) -> Run:
+    """Mirror the folder of a run, or of a job with a run inside for each of its trials.
+
+    Raises:
+        MlflowException: the store refused or does not answer.
+        UsageError: the folder cannot be read or written.
+    """
+    if (folder / JOB_FILE).exists():
+        return write_job(client, experiment_id, folder)
+    return write_run(client, experiment_id, folder, trace=trace)
+
+
+def write_job(client: MlflowClient, experiment_id: str, job_dir: Path) -> Run:
+    """Mirror a job's folder as far as it is, and return its MLflow run; again as `write_run`.
+
+    Raises:
+        MlflowException: the store refused or does not answer.
+        UsageError: the folder cannot be read or written.
+    """
+    content, parts = read_job(job_dir)
+    with _only_mirror(job_dir):
+        run = _open_run(client, experiment_id, job_dir, content)
+        _log_values(client, run, content)
+        _log_table(client, run, TRIALS_TABLE, content.table)
+        for name in JOB_FILES:
+            if (job_dir / name).exists():
+                client.log_artifact(run.info.run_id, str(job_dir / name))
+        if (job_dir / "bundle").is_dir():
+            client.log_artifacts(run.info.run_id, str(job_dir / "bundle"), "bundle")
+        for part in parts:
+            inside = {"mlflow.parentRunId": run.info.run_id, "fleet.job": content.run}
+            tagged = replace(part, tags=part.tags | inside)
+            write_run(client, experiment_id, part.folder, trace="none", part=tagged)
+        _end(client, run, content)
+    return run
+
+
 def write_run(
-    client: MlflowClient, experiment_id: str, run_dir: Path, *, trace: Trace = "sampled"
+    client: MlflowClient,
+    experiment_id: str,
+    run_dir: Path,
+    *,
+    trace: Trace = "sampled",
+    part: Part | None = None,
 ) -> Run:
     """Mirror a run folder and return its MLflow run.
 
@@ -82,19 +130,31 @@ def write_run(
         UsageError: the run folder cannot be read or written.
     """
     content = read_content(run_dir)
+    if part is not None:
+        content = replace(
+            content,
+            title=part.title,
+            params=content.params | part.params,
+            metrics=[*content.metrics, *part.metrics],
+            tags=content.tags | part.tags,
+        )
     with _only_mirror(run_dir):
         run = _open_run(client, experiment_id, run_dir, content)
         run_id = run.info.run_id
         _log_values(client, run, content)
-        _log_table(client, run, content.table)
+        _log_table(client, run, RECORDS_TABLE, content.table)
         _log_records(client, run_id, content)
         for name in ("run.json", "summary.json", "report.html"):
             if (run_dir / name).exists():
                 client.log_artifact(run_id, str(run_dir / name))
-        status = "FINISHED" if content.finished else "KILLED"
-        client.set_terminated(run_id, status, end_time=content.ended_ms)
+        _end(client, run, content)
         _write_traces(client, run, run_dir, content, trace)
     return run
+
+
+def _end(client: MlflowClient, run: Run, content: Content) -> None:
+    status = "FINISHED" if content.finished else "KILLED"
+    client.set_terminated(run.info.run_id, status, end_time=content.ended_ms)
 
 
 def _write_traces(
@@ -140,7 +200,7 @@ def _open_run(client: MlflowClient, experiment_id: str, run_dir: Path, content: 
     if run is None:
         _write_link(run_dir, {"token": token})
         run = _run_of_token(client, experiment_id, token, content.run) or client.create_run(
-            experiment_id, start_time=content.started_ms, run_name=content.run, tags=tags
+            experiment_id, start_time=content.started_ms, run_name=content.title, tags=tags
         )
     _write_link(
         run_dir,
@@ -219,11 +279,13 @@ def _input(dataset: Dataset) -> DatasetInput:
     return DatasetInput(found, [InputTag("mlflow.data.context", "evaluation")])
 
 
-def _log_table(client: MlflowClient, run: Run, table: Mapping[str, list[object]]) -> None:
+def _log_table(
+    client: MlflowClient, run: Run, name: str, table: Mapping[str, list[object]]
+) -> None:
     """Write what `MlflowClient.log_table` writes; that one appends to a resumed run's table."""
     split = {"columns": list(table), "data": list(zip(*table.values(), strict=True))}
-    client.log_text(run.info.run_id, json.dumps(split, ensure_ascii=False), RECORDS_TABLE)
-    tables = [{"path": RECORDS_TABLE, "type": "table"}]
+    client.log_text(run.info.run_id, json.dumps(split, ensure_ascii=False), name)
+    tables = [{"path": name, "type": "table"}]
     client.set_tag(run.info.run_id, _TABLES_TAG, json.dumps(tables))
 
 
