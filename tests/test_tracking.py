@@ -143,6 +143,7 @@ def test_a_resumed_run_continues_its_mlflow_run(project, store):
     run = client.get_run(first.info.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["samples"] == 6
+    assert len(client.get_metric_history(first.info.run_id, "score_by_length")) == 2
     assert run.data.params["git.revision"] == "old"
     assert run.data.tags["resumed.git.revision"] == "new"
     assert len(table_of(client, run)["data"]) == 6

@@ -128,8 +128,8 @@ def test_scores_by_length_average_epochs_first_and_leave_errors_out():
         record("d", task="hops", length=16000, score=0.0, usage={"root": {"usd": 0.5}}),
     ]
     assert {tuple(metric) for metric in length_metrics(records)} == {
-        ("length/8000.score", 0.75, 0),
-        ("length/16000.score", 0.0, 0),
+        ("length/8000.score", 0.75, None),
+        ("length/16000.score", 0.0, None),
         ("score_by_length", 0.75, 8000),
         ("score_by_length", 0.0, 16000),
         ("task/needle.score_by_length", 0.75, 8000),

@@ -65,8 +65,8 @@ _COLUMNS = (
 class Metric(NamedTuple):
     name: str
     value: float
-    step: int
-    """0, or the context length in tokens for `score_by_length` and the like."""
+    step: int | None = None
+    """What the metric is drawn over: a length in tokens, or a trial; None for one number."""
 
 
 class Dataset(NamedTuple):
@@ -201,7 +201,7 @@ def summary_metrics(summary: Mapping[str, object], roles: Iterable[str] = ()) ->
     usage = _mapping(summary.get("usage"))
     for role in roles if usage else ():
         if role not in _mapping(usage.get("by_role")):
-            metrics += [Metric(f"role/{role}.{name}", 0.0, 0) for name in _USAGE]
+            metrics += [Metric(f"role/{role}.{name}", 0.0) for name in _USAGE]
     scored, usd = summary.get("scored"), usage.get("usd")
     if isinstance(scored, int) and scored and isinstance(usd, int | float):
         metrics += measure("usd_per_sample", usd / scored)
@@ -348,7 +348,7 @@ def flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
             yield name, inner
 
 
-def measure(name: str, value: object, step: int = 0) -> list[Metric]:
+def measure(name: str, value: object, step: int | None = None) -> list[Metric]:
     """The metric, or none for what is no finite number."""
     if isinstance(value, int | float) and math.isfinite(value):
         return [Metric(name[:250], float(value), step)]

@@ -262,8 +262,14 @@ def _log_values(client: MlflowClient, run: Run, content: Content) -> None:
         if logged.get(name, text) != text
     }
     tags = [RunTag(name, text) for name, text in (content.tags | changed).items()]
-    metrics = [
-        Metric(point.name, point.value, content.ended_ms, point.step) for point in content.metrics
+    plain = [point for point in content.metrics if point.step is None]
+    metrics = [Metric(point.name, point.value, content.ended_ms, 0) for point in plain]
+    # MLflow keeps every value of a step, and draws them all: each is written when it is final, and
+    # is one and the same point whenever it is written.
+    metrics += [
+        Metric(point.name, point.value, content.started_ms, point.step)
+        for point in content.metrics
+        if point.step is not None and content.finished
     ]
     for start in range(0, max(len(params), len(tags)), _PARAMS_AT_ONCE):
         part = slice(start, start + _PARAMS_AT_ONCE)
