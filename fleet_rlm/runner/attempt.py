@@ -30,6 +30,7 @@ from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope
 from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.program.queries import SUB_LM_SETTING
 from fleet_rlm.runner.record import LIMIT_NAMES, ErrorInfo, Key, Record, Status
+from fleet_rlm.runner.recursion import measure
 from fleet_rlm.runner.sandboxes import TAGS_SETTING
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.scoring import blind_scores, is_judged, score
@@ -212,6 +213,7 @@ class Attempt:
             seconds=round(self.ledger.seconds, 3),
             working_s=round(self.ledger.working_s, 3),
             usage=self._usage(),
+            recursion=self._recursion(reply),
             limit=None if failure else self._met_limit(reply.stop),
             error=error_info(failure, clean) if failure else None,
             **scores,
@@ -230,6 +232,10 @@ class Attempt:
                 "steps": clean_data(reply.steps),
             },
         )
+
+    def _recursion(self, reply: Reply) -> dict[str, int] | None:
+        found = measure(reply.steps, len(self._sample.context) if self._sample else 0)
+        return None if found is None else found.to_json()
 
     def _abandoned(self, abandoned: Abandoned, why: str) -> Outcome:
         clean, _ = self._cleaners

@@ -93,6 +93,9 @@ class Record:
     usage: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Role -> what this attempt spent, as `ledger.Usage.to_json`."""
 
+    recursion: Mapping[str, int] | None = None
+    """What an RLM did, as `recursion.Recursion`; None for other programs."""
+
     limit: float | None = None
     """The sample's limit that `stop` names, in its unit; None when none of them ended it."""
 
