@@ -55,7 +55,9 @@ def test_the_wheel_exposes_one_package(wheel):
         "fleet_rlm",
         f"fleet_rlm-{version}.dist-info",
     }
-    assert "fleet_rlm/py.typed" in names
+    assert {f"fleet_rlm/{name}" for name in ("py.typed", "report/page.css", "report/page.js")} <= set(
+        names
+    )
 
 
 def test_the_wheel_carries_every_built_in_content_file(wheel):

@@ -22,6 +22,7 @@ fleet-eval scores DSPy programs on long-context suites, generated code running i
   fleet-eval init questions.jsonl                a project around questions of your own
   fleet-eval resume runs/latest                  go on where it stopped
   fleet-eval compare runs/A runs/B runs/C        runs on the same samples, paired
+  fleet-eval report runs/A runs/B                one HTML page: plots, samples, what each did
   fleet-eval view                                every run in the MLflow dashboard
 
 Commands: init, list, show, fetch, audit, estimate, run, resume, compare, gate, experiment, samples,
@@ -262,6 +263,28 @@ def compare(
     return compare_command(
         baseline, candidates, allow_mixed=allow_mixed, as_json=as_json, as_markdown=as_markdown
     )
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs on the same samples; the baseline first.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="[default: report.html in the first run]"),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save each plot as a picture too.")
+    ] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option(help="Compare a simulated with a live model all the same.")
+    ] = False,
+) -> int:
+    """Write one self-contained HTML page: tables, plots, samples and what each answer did."""
+    from fleet_rlm.cli.report import report_command
+
+    return report_command(runs, out=out, png=png, allow_mixed=allow_mixed)
 
 
 @app.command()

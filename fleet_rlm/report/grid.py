@@ -1,9 +1,10 @@
-"""A table of text that never cuts a figure: aligned for a terminal, or as Markdown."""
+"""A table of text that never cuts a figure: aligned for a terminal, as Markdown, or as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from html import escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,16 @@ class Grid:
         rules = ["---" if head in self.words else "---:" for head in self.heads]
         lines = [self.heads, rules, *([cell.replace("|", "\\|") for cell in r] for r in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def to_html(self) -> str:
+        """A table whose figures are of class `n`."""
+        kinds = ["" if head in self.words else ' class="n"' for head in self.heads]
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            shown = (f"<{tag}{kind}>{escape(cell)}</{tag}>"
+                     for kind, cell in zip(kinds, cells, strict=True))  # fmt: skip
+            return f"<tr>{''.join(shown)}</tr>"
+
+        body = "\n".join(line(row, "td") for row in self.rows)
+        head = line(self.heads, "th")
+        return f"<div class=wide><table><thead>{head}</thead>\n<tbody>{body}</tbody></table></div>"

@@ -68,6 +68,9 @@ class RunComparison:
     """Of the baseline and the candidates: program, and what tells them apart."""
 
     rows: tuple[Row, ...]
+    outcomes: tuple[Outcomes, ...] = field(repr=False)
+    """What came of their samples."""
+
     arms: tuple[dict[str, Any], ...]
     """Baseline and candidates: names, scores, coverage, spending, all of the run."""
 
@@ -158,11 +161,9 @@ def compare_groups(
     for other in others:
         for first, second in zip(base, other, strict=True):
             _check(first, second, allow_mixed=allow_mixed)
-    before = read_outcomes([run.folder for run in base])
-    arms, rows = [_arm(base, before, names[0])], []
-    for runs, name in zip(others, names[1:], strict=True):
-        after = read_outcomes([run.folder for run in runs])
-        arms.append(_arm(runs, after, name))
+    outcomes = [read_outcomes([run.folder for run in runs]) for runs in groups]
+    before, rows = outcomes[0], []
+    for runs, name, after in zip(others, names[1:], outcomes[1:], strict=True):
         found = list(_Pair.of(name, before, after).rows())
         if not found:
             raise UsageError(
@@ -174,7 +175,8 @@ def compare_groups(
         groups=tuple(map(tuple, groups)),
         names=tuple(names),
         rows=_adjusted(rows),
-        arms=tuple(arms),
+        outcomes=tuple(outcomes),
+        arms=tuple(map(_arm, groups, outcomes, names)),
         notes=tuple(_notes([runs[0] for runs in groups], names)),
         label=next((LABEL for run in every if _kind(run) == "simulated"), None),
     )
