@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fleet_rlm.cli.given import find_runs
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.project import relative
 from fleet_rlm.report.page import render_page
@@ -21,10 +22,10 @@ def report_command(
     folders: Sequence[Path], *, out: Path | None, png: Path | None, allow_mixed: bool
 ) -> int:
     """Write the page of one or more runs, and its plots as pictures if asked to."""
-    runs = [open_run(folder) for folder in folders]
+    runs = [open_run(folder) for folder in find_runs(folders)]
     found = compare_groups([[run] for run in runs], names=arm_names(runs), allow_mixed=allow_mixed)
     page = render_page(found, redactor=Redactor.from_env(os.environ))
-    target = out or folders[0] / "report.html"
+    target = out or runs[0].folder / "report.html"
     for folder in (target.parent, png):
         if folder is not None:
             _make(folder)

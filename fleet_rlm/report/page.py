@@ -79,7 +79,8 @@ def _document(found: RunComparison, body: str, data: Mapping[str, Any]) -> str:
     )
     # Inside a script element only a closing tag could end the data.
     shown = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    library = vl_convert.javascript_bundle(None).replace("</script", "<\\/script")
+    library = vl_convert.javascript_bundle()  # type: ignore[call-arg] # has a default
+    library = library.replace("</script", "<\\/script")
     title = escape(f"{found.suite}: {', '.join(found.names)}")
     # Nothing may be fetched, whatever the texts of a model hold.
     policy = (
