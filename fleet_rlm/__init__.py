@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fleet_rlm.runner.stored import open_run as open_run
     from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
     from fleet_rlm.sandbox.modal_interpreter import ModalInterpreter as ModalInterpreter
+    from fleet_rlm.search.optimize import optimize as optimize
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ _HOME = {
     "evaluate": "fleet_rlm.runner.evaluate",
     "load": "fleet_rlm.program.bundle",
     "open_run": "fleet_rlm.runner.stored",
+    "optimize": "fleet_rlm.search.optimize",
     "save": "fleet_rlm.program.bundle",
     "stream": "fleet_rlm.program.stream",
 }

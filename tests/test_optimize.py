@@ -135,4 +135,5 @@ def test_recipes_are_listed(tmp_path):
         cwd=tmp_path,
     )
     rows = {row["name"]: row["optimizer"] for row in json.loads(done.stdout)}
-    assert rows == {"joint": "joint", "quickstart": "joint", "settings-only": "settings-only"}
+    assert rows.pop("agent") == rows.pop("quickstart") == "joint"
+    assert rows == {name: name for name in ("bootstrap", "gepa", "joint", "mipro", "settings-only")}

@@ -125,8 +125,8 @@ def searched(rng, candidates):
         for number, found in tries.items()
     }
     trial = choose(values, "cheapest-within=0.02")
-    before, after = (noisy(rng, **candidates[n], clusters=36) for n in (0, trial))
-    cluster_of = {name: f"c{int(name[1:]) // 2}" for name in before.score}
+    before, after = (noisy(rng, **candidates[n], each=4) for n in (0, trial))
+    cluster_of = {name: f"c{int(name[1:]) // 4}" for name in before.score}
     whole = {"coverage": 1.0}
     return {
         "baseline": whole,

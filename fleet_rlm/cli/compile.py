@@ -70,7 +70,7 @@ def compile_command(
 
 def _models(recipe: Recipe) -> dict[str, Any]:
     names = {"root": "model", "sub": "sub_model"}
-    return {names[role]: name for role, name in recipe.models.items()}
+    return {names[role]: name for role, name in recipe.models.items() if role in names}
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,9 +111,13 @@ def _show(result: JobResult, label: str | None, *, as_json: bool) -> None:
         print(json.dumps(found), flush=True)
         return
     verdict = judge(found)
-    bundle, job = relative(result.bundle), relative(result.folder)
-    sub = result.winner["params"].get(SUB_MODEL)
     print(render_result(found, f"{verdict.reason}: {verdict.text}", label))
+    if result.bundle is None:
+        print(f"state     {relative(result.folder / 'state.json')}: program.load() takes it")
+        return
+    bundle, sub = relative(result.bundle), result.winner["params"].get(SUB_MODEL)
+    with_sub = f" --sub-model {sub}" if sub not in {None, result.winner["model"]} else ""
     print(f"bundle    {bundle}")
-    print(f"serve     fleet-rlm serve-api --bundle {bundle}{f' --sub-model {sub}' if sub else ''}")
-    print(f"promote   fleet-optimize promote {job} --alias champion", flush=True)
+    print(f"serve     fleet-rlm serve-api --bundle {bundle}{with_sub}")
+    promote = f"fleet-optimize promote {relative(result.folder)} --alias champion"
+    print(f"promote   {promote}", flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit
 from fleet_rlm.lm.simulated import LABEL
-from fleet_rlm.project import project_dir, relative
+from fleet_rlm.project import project_dir
 from fleet_rlm.report.job import render_diff, render_status, render_trials
 from fleet_rlm.search import promote as promotion
 from fleet_rlm.search.stored import StoredJob, diff, open_job
@@ -52,8 +52,8 @@ def promote_command(name: str, *, alias: str, force: str | None) -> int:
     why = f"forced: {found.forced}" if found.verdict.reason == "unproven" else found.verdict.reason
     if job.is_simulated:
         print(LABEL)
-    print(f"promoted  {found.bundle} to {relative(found.path)} ({why}: {found.verdict.text})")
-    print(f"serve     fleet-rlm serve-api --bundle {relative(found.path)}")
+    print(f"promoted  {found.bundle} to {_here(found.path)} ({why}: {found.verdict.text})")
+    print(f"serve     fleet-rlm serve-api --bundle {_here(found.path)}")
     return Exit.OK
 
 
@@ -74,3 +74,8 @@ def _show(
     else:
         print("\n".join([LABEL] * job.is_simulated + [render(found)]))
     return Exit.OK
+
+
+def _here(link: Path) -> Path:
+    # Not resolved: an alias is shown as itself, not as what it points at today.
+    return link.relative_to(Path.cwd()) if link.is_relative_to(Path.cwd()) else link

@@ -97,6 +97,15 @@ def read_steps(
     return pool
 
 
+def used_predictors(folder: Path) -> set[str]:
+    """The predictors that a `Traced` program called, by path."""
+    return {
+        step["predictor"]
+        for path in folder.glob("*.json")
+        for step in orjson.loads(path.read_bytes())
+    }
+
+
 def draw_demo_sets(
     pool: Mapping[str, list[Step]], *, size: int, seed: int
 ) -> list[tuple[Demo, ...]]:
@@ -110,7 +119,7 @@ def draw_demo_sets(
         seed: of the draws.
     """
     sets: dict[bytes, tuple[Demo, ...]] = {}
-    for number in range(SETS):
+    for number in range(SETS if pool else 0):
         rng = random.Random(f"demos:{seed}:{number}")
         wanted = size if number == 0 else rng.randint(1, size)
         drawn = tuple(_pick(pool[sample], rng) for sample in _mixed(pool, rng)[:wanted])

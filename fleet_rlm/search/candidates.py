@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,26 @@ class Candidates:
     @property
     def predictors(self) -> tuple[str, ...]:
         return tuple(self.instructions)
+
+    def only(self, names: Collection[str]) -> Candidates:
+        """The candidates of these predictors."""
+        return Candidates(
+            {name: found for name, found in self.instructions.items() if name in names},
+            {name: found for name, found in self.demos.items() if name in names},
+        )
+
+    def with_instruction(
+        self, name: str, text: str | None, source: str
+    ) -> tuple[Candidates, int | None]:
+        """With one more instruction for a predictor, and its position.
+
+        The position is None, and nothing changes, without a text or for one that is there already.
+        """
+        known = self.instructions[name]
+        if text is None or text in {found.text for found in known}:
+            return self, None
+        more = {**self.instructions, name: (*known, Instruction(text, source))}
+        return Candidates(more, self.demos), len(known)
 
     def where(self, fault: Callable[[list[str], bool], str | None]) -> tuple[Candidates, list[str]]:
         """The candidates without a fault, the baseline's own always among them; and the others.

@@ -18,23 +18,23 @@ from typing import Any
 import dspy
 
 from fleet_rlm.config import Resolved
-from fleet_rlm.errors import UsageError
+from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm.connect import ModelSpec, specify_pair
 from fleet_rlm.program.bundle import save
-from fleet_rlm.program.find import find_program, parse_settings
+from fleet_rlm.program.find import find_program
 from fleet_rlm.program.manifest import Evidence, Score
+from fleet_rlm.program.rebuild import find_cover
 from fleet_rlm.program.recursion import ProgramSettings
+from fleet_rlm.program.registry import Entry
 from fleet_rlm.program.state import texts
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.executor import StopFlag, stop_on_signals
-from fleet_rlm.runner.record import last_records
 from fleet_rlm.runner.run import Progress, Whole
 from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.store import repair_and_read, write_atomic
-from fleet_rlm.runner.summary import sample_means
-from fleet_rlm.search.bootstrap import Traced, draw_demo_sets, read_steps
+from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.search.candidates import (
     Candidates,
     as_it_is,
@@ -43,6 +43,7 @@ from fleet_rlm.search.candidates import (
 )
 from fleet_rlm.search.lab import PATIENCE_S, Interrupted, Lab
 from fleet_rlm.search.leaks import find_leak, know
+from fleet_rlm.search.learn import Learning
 from fleet_rlm.search.policy import Noise, selection_noise
 from fleet_rlm.search.recipe import SUB_MODEL, Recipe
 from fleet_rlm.search.space import check_space, make_space
@@ -50,6 +51,7 @@ from fleet_rlm.search.spending import JobPurse
 from fleet_rlm.search.split import Split, split
 from fleet_rlm.search.stored import TRIALS
 from fleet_rlm.search.study import Study, StudyResult, TrialResult
+from fleet_rlm.search.writer import Writer
 from fleet_rlm.statistics.paired import Comparison, compare
 from fleet_rlm.suites.suite import Suite, load_suite
 
@@ -68,8 +70,9 @@ class JobResult:
     """How a job ended."""
 
     folder: Path
-    bundle: Path
-    """The winner, for `fleet_rlm.load` and `--program`."""
+    bundle: Path | None
+    """The winner, for `fleet_rlm.load` and `--program`; None for a program that is not this
+    package's, whose learned state is `state.json`, for `program.load`."""
 
     baseline: dict[str, Any]
     """Summary of the sealed test, before."""
@@ -112,7 +115,7 @@ class JobResult:
         scores = {"baseline": self.baseline["score"], "winner": self.winner["score"]}
         return {
             "job": self.folder.name,
-            "bundle": str(self.bundle),
+            "bundle": str(self.bundle) if self.bundle else None,
             "baseline": self.baseline,
             "winner": self.winner,
             "front": self.front,
@@ -137,6 +140,9 @@ class Compilation:
     arm: Arm
     """The baseline."""
 
+    proposer: ModelSpec
+    """Writes instructions."""
+
     models: Mapping[str, ModelSpec]
     """Models that the space names, by name."""
 
@@ -154,18 +160,34 @@ class Compilation:
         return {"recipe": recipe, "arm": self.arm.identity(), "suite": self.suite.digest}
 
 
-def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None) -> Compilation:
+def prepare(
+    recipe: Recipe,
+    resolved: Resolved,
+    project: Path,
+    out: Path | None,
+    *,
+    program: Entry | None = None,
+    suite: Suite | None = None,
+) -> Compilation:
     """Check everything that can be checked before a model is called.
 
+    Args:
+        recipe: what to do.
+        resolved: models, concurrency, sandbox.
+        project: where suites are found and jobs stored.
+        out: the job's folder; named by recipe and model when absent.
+        program: what `recipe.program` names, where it is no name.
+        suite: what `recipe.suite` names, where it is no name.
+
     Raises:
-        UsageError: unknown suite, program, setting or model, no key, too few samples.
+        UsageError: unknown suite, program, setting, metric or model, no key, too few samples.
         SandboxUnavailable: no isolation holds here.
     """
-    suite = load_suite(find_content("evals", recipe.suite, project).path)
+    suite = suite or load_suite(find_content("evals", recipe.suite, project).path)
     suite = suite.override({"seed": recipe.seed, **recipe.overrides})
-    entry = find_program(recipe.program)
+    entry = program or find_program(recipe.program)
     root, sub = specify_pair(resolved, os.environ)
-    settings = parse_settings(recipe.program, recipe.settings)
+    settings = make_settings(entry, recipe.program, recipe.settings)
     check_space(recipe.space, settings)
     arm = Arm(
         program=recipe.program,
@@ -176,19 +198,22 @@ def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None)
         sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=Limits(),
     )
+    parts = split(
+        suite.plan(),
+        train=recipe.train if recipe.learns else 0,
+        validation=recipe.validation,
+        test=recipe.test,
+        seed=recipe.seed,
+    )
     name = f"{recipe.name}--{arm.root.name.replace('/', '-')}"
     return Compilation(
         recipe=recipe,
         suite=suite,
-        split=split(
-            suite.plan(),
-            train=recipe.train if recipe.learns else 0,
-            validation=recipe.validation,
-            test=recipe.test,
-            seed=recipe.seed,
-        ),
+        split=_scored_by(recipe.metric, parts) if recipe.metric else parts,
         arm=arm,
-        models=_sub_models(recipe, resolved, sub),
+        proposer=_specify(resolved, recipe.models.get("proposer", root.name)),
+        models={sub.name: sub}
+        | {name: _specify(resolved, name) for name in map(str, recipe.space.get(SUB_MODEL, ()))},
         folder=out or project / resolved.config.runs_dir / "jobs" / name,
         runs_dir=project / resolved.config.runs_dir,
         concurrency=resolved.config.concurrency,
@@ -196,12 +221,30 @@ def prepare(recipe: Recipe, resolved: Resolved, project: Path, out: Path | None)
     )
 
 
-def _sub_models(recipe: Recipe, resolved: Resolved, sub: ModelSpec) -> dict[str, ModelSpec]:
-    found = {sub.name: sub}
-    for name in map(str, recipe.space.get(SUB_MODEL, ())):
-        asked = replace(resolved, config=resolved.config.model_copy(update={"sub_model": name}))
-        found[name] = specify_pair(asked, os.environ)[1]
-    return found
+def make_settings(entry: Entry, name: str, given: Mapping[str, int]) -> ProgramSettings:
+    """A program's settings: its defaults, and what a recipe changes.
+
+    Raises:
+        UsageError: it has no such setting, or the value is out of range.
+    """
+    for key in given:
+        if key not in entry.settings_type.SPEC:
+            known = nearest(key, entry.settings_type.SPEC)
+            raise UsageError(f"Program {name!r} has no setting {key!r}. {known}")
+    return entry.settings_type(**given)
+
+
+def _scored_by(metric: str, parts: Split) -> Split:
+    if ".py:" not in metric:
+        raise UsageError(f"metric = {metric!r} names no function.", fix='metric = "FILE.py:score"')
+    OwnRule.parse(metric).load()
+    return Split(*([replace(sample, rule=metric) for sample in part] for part in parts))
+
+
+def _specify(resolved: Resolved, name: str) -> ModelSpec:
+    """Another model, by the endpoint and key of the job's."""
+    asked = replace(resolved, config=resolved.config.model_copy(update={"sub_model": name}))
+    return specify_pair(asked, os.environ)[1]
 
 
 def run_job(job: Compilation, progress: Mapping[str, Progress]) -> JobResult | None:
@@ -283,28 +326,11 @@ class _Session:
             return stored
         found = self.lab.candidates
         if job.recipe.learns:
-            found = self._without_leaks(self._with_demos(found))
+            writer = Writer(job.proposer, self.purse, job.folder / "written.jsonl", self.say)
+            learning = Learning(self.lab, job.recipe, job.split.train, writer, self.say)
+            found = self._without_leaks(learning.candidates())
         write_candidates(path, found, job.identity())
         return found
-
-    def _with_demos(self, found: Candidates) -> Candidates:
-        job, train = self.job, self.job.split.train
-        self.say(f"Collecting worked examples from {len(train)} training samples.")
-        folder = job.folder / "train"
-        steps = folder / "steps"
-        traced = replace(job.arm.entry, make=partial(_traced, job.arm.entry.make, steps))
-        self.lab.run(replace(job.arm, entry=traced), train, folder)
-        scores = sample_means(last_records(repair_and_read(folder / "records.jsonl")).values())
-        passed = [s for s in train if scores.get(s.id, 0.0) >= job.recipe.threshold]
-        self.say(f"{len(passed)} of {len(train)} scored {job.recipe.threshold:g} or more.")
-        pool = read_steps(steps, passed)
-        drawn = {
-            name: draw_demo_sets(pool[name], size=job.recipe.demos, seed=job.recipe.seed)
-            for name in found.predictors
-            if name in pool
-        }
-        demos = {name: (*own, *drawn.get(name, ())) for name, own in found.demos.items()}
-        return replace(found, demos=demos)
 
     def _without_leaks(self, found: Candidates) -> Candidates:
         """The candidates that hold nothing of validation or test."""
@@ -470,11 +496,17 @@ class _Session:
         chosen: TrialResult,
         before: dict[str, Any],
         after: dict[str, Any],
-    ) -> Path:
+    ) -> Path | None:
         job = self.job
         folder = job.folder / "bundle"
         if folder.exists():
             return folder
+        try:
+            find_cover(program, None)
+        except UsageError as error:
+            self.say(f"No bundle: {error.message} Its learned state is in state.json.")
+            program.save(job.folder / "state.json")
+            return None
         evidence = Evidence(
             model_kind=arm.root.kind,
             models={"root": arm.root.name, "sub": arm.sub.name},
@@ -560,10 +592,6 @@ def _warnings(
         if summary["coverage"] < 1:
             found.append(f"{name}: {summary['errors']} samples of the test have no score")
     return found
-
-
-def _traced(make: Any, folder: Path, guidance: str, settings: ProgramSettings) -> dspy.Module:
-    return Traced(make(guidance, settings), folder)
 
 
 def _shown(trial: TrialResult) -> dict[str, Any]:

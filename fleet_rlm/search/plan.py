@@ -67,8 +67,9 @@ def plan_job(job: Compilation) -> JobPlan:
     recipe, parts = job.recipe, job.split
     race = _race(parts.validation, recipe.batch)
     tried = recipe.trials - 1
+    passes = 1 + recipe.reflections * recipe.uses("reflections")
     stages = {
-        "training": list(parts.train),
+        "training": passes * list(parts.train),
         "baseline": list(parts.validation),
         "study": [sample for _ in range(-(-tried // GENERATION)) for sample in race],
         "sealed test": 2 * list(parts.test),

@@ -89,11 +89,7 @@ def export(job: StoredJob, target: Path) -> Path:
     Raises:
         UsageError: the job has none yet, or the target exists and is no bundle.
     """
-    if job.result is None:
-        raise UsageError(
-            f"{job.folder} is at the stage {job.stage!r} and has no bundle yet.",
-            fix="fleet-optimize run, with the same recipe",
-        )
+    _check_exportable(job)
     if target.exists() and not (target / "manifest.json").is_file():
         raise UsageError(f"{target} exists and is not a bundle: choose another path.")
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -107,6 +103,19 @@ def export(job: StoredJob, target: Path) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         raise UsageError(f"Cannot write {target}: {error.strerror or error}.") from None
     return target
+
+
+def _check_exportable(job: StoredJob) -> None:
+    if job.result is None:
+        raise UsageError(
+            f"{job.folder} is at the stage {job.stage!r} and has no bundle yet.",
+            fix="fleet-optimize run, with the same recipe",
+        )
+    if not (job.folder / "bundle").exists():
+        raise UsageError(
+            f"{job.folder} has no bundle: the program is not one of this package's.",
+            fix=f"program.load('{job.folder / 'state.json'}')",
+        )
 
 
 def promote(job: StoredJob, bundles_dir: Path, alias: str, *, force: str | None) -> Promotion:
@@ -129,9 +138,8 @@ def promote(job: StoredJob, bundles_dir: Path, alias: str, *, force: str | None)
         raise UsageError(f"--alias must be a plain name, got {alias!r}.", fix="--alias champion")
     if force is not None and not force.strip():
         raise UsageError("--force needs a reason, which is recorded.", fix='--force "why"')
-    if job.result is None:
-        export(job, bundles_dir)  # says what is missing
-        raise AssertionError
+    _check_exportable(job)
+    assert job.result is not None
     verdict = judge(job.result)
     if verdict.reason == "unproven" and force is None:
         raise FleetError(f"Not promoted: {verdict.text}.", fix='a larger test, or --force "why"')

@@ -11,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fleet_rlm.config import read_toml
 from fleet_rlm.errors import UsageError, nearest
 
-Optimizer = Literal["bootstrap", "settings-only", "joint"]
+Optimizer = Literal["bootstrap", "mipro", "gepa", "settings-only", "joint"]
+Source = Literal["demos", "proposals", "reflections"]
+
+SOURCES: dict[Optimizer, tuple[Source, ...]] = {
+    "bootstrap": ("demos",),
+    "mipro": ("demos", "proposals"),
+    "gepa": ("reflections",),
+    "settings-only": (),
+    "joint": ("demos", "proposals", "reflections"),
+}
+"""Where the candidates for prompts come from."""
+
 Choice = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
 
 SUB_MODEL = "sub_model"
@@ -28,7 +39,7 @@ class Recipe(BaseModel):
     name: str
     description: str = ""
     optimizer: Optimizer = "joint"
-    """What is searched: "bootstrap" worked examples, "settings-only" the space, "joint" all."""
+    """Where candidates for prompts come from, see `SOURCES`; the space is searched with each."""
 
     program: str = "rlm"
     suite: str
@@ -57,6 +68,12 @@ class Recipe(BaseModel):
     demos: Annotated[int, Field(ge=1, le=16)] = 3
     """Worked examples in the compiled prompt, at most."""
 
+    proposals: Annotated[int, Field(ge=1, le=100)] = 5
+    """Instructions that MIPROv2's proposer writes for each predictor."""
+
+    reflections: Annotated[int, Field(ge=1, le=100)] = 3
+    """Rounds in which GEPA's proposer mends an instruction by feedback; each is a training pass."""
+
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Score from which a trajectory may become a worked example."""
 
@@ -66,13 +83,16 @@ class Recipe(BaseModel):
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     """Cap on the job's running time, in seconds."""
 
+    metric: str = ""
+    """FILE.py:FUNCTION that scores by (answer, gold, query); the suite's own rule when empty."""
+
     settings: dict[str, int] = Field(default_factory=dict)
     """Settings of the baseline."""
 
     space: dict[str, list[Choice]] = Field(default_factory=dict)
     """Setting, or `sub_model`, to the values that are tried beside the baseline's."""
 
-    models: dict[Literal["root", "sub"], str] = Field(default_factory=dict)
+    models: dict[Literal["root", "sub", "proposer"], str] = Field(default_factory=dict)
     """Role to model; flags go before."""
 
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -88,7 +108,11 @@ class Recipe(BaseModel):
     @property
     def learns(self) -> bool:
         """Whether training samples are run."""
-        return self.optimizer != "settings-only"
+        return bool(SOURCES[self.optimizer])
+
+    def uses(self, source: Source) -> bool:
+        """Whether candidates of this kind are made."""
+        return source in SOURCES[self.optimizer]
 
 
 def load_recipe(path: Path) -> Recipe:

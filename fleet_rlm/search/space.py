@@ -61,7 +61,7 @@ def make_space(
     space = Space({name: found for name, found in choices.items() if len(found) > 1})
     if space.size < 2:
         why = (
-            f"no training sample scored {recipe.threshold:g} or more"
+            "nothing was learned from the training samples"
             if recipe.learns
             else "its [space] has no value beside the baseline's"
         )
