@@ -141,7 +141,7 @@ def test_a_search_among_equals_is_rarely_promoted_and_a_better_one_mostly_is():
     equals = [{}] * 8
     promoted = sum(judge(searched(rng, equals)).reason != "unproven" for _ in range(200))
     assert promoted <= 10
-    better = [{"truth": 0.4}, *[{"truth": 0.8}] * 3]
+    better = [{"truth": 0.3}, *[{"truth": 0.9}] * 3]
     reasons = [judge(searched(rng, better)).reason for _ in range(20)]
     assert reasons.count("better") >= 18
 
