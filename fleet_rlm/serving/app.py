@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from fleet_rlm import __version__
@@ -36,6 +36,7 @@ from fleet_rlm.serving.metrics import MEDIA_TYPE, Metrics
 from fleet_rlm.serving.reference import render_reference
 from fleet_rlm.serving.refusals import (
     Declined,
+    PlainJSON,
     body_of,
     failure_of,
     headers_of,
@@ -129,6 +130,7 @@ def _make_app(service: Service) -> FastAPI:
         lifespan=service.lifespan,
         docs_url=None,
         redoc_url=None,
+        default_response_class=PlainJSON,
     )
     app.add_exception_handler(FleetError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -348,22 +350,22 @@ def _usage(ledger: Ledger) -> dict[str, dict[str, float]]:
     return {role: usage.to_json() for role, usage in ledger.by_role.items()}
 
 
-async def _on_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_error(_: Request, error: Exception) -> PlainJSON:
     assert isinstance(error, FleetError)
     status = status_of(error)
-    return JSONResponse(body_of(error.message, status), status, headers_of(error))
+    return PlainJSON(body_of(error.message, status), status, headers_of(error))
 
 
-async def _on_http_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_http_error(_: Request, error: Exception) -> PlainJSON:
     assert isinstance(error, HTTPException)
-    return JSONResponse(
+    return PlainJSON(
         body_of(str(error.detail), error.status_code), error.status_code, error.headers
     )
 
 
-async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(_: Request, error: Exception) -> PlainJSON:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))[:200]
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return JSONResponse(body_of(f"{place}: {first['msg']}", status), status)
+    return PlainJSON(body_of(f"{place}: {first['msg']}", status), status)

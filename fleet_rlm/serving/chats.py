@@ -19,7 +19,7 @@ from fleet_rlm.lm.threads import in_thread
 from fleet_rlm.program.agent.events import TERMINAL, StreamEvent
 from fleet_rlm.program.agent.setup import checked_message
 from fleet_rlm.serving.metrics import Metrics
-from fleet_rlm.serving.refusals import Declined
+from fleet_rlm.serving.refusals import Declined, check_unicode
 from fleet_rlm.serving.sessions import Session, Sessions
 from fleet_rlm.serving.store import SessionKey
 
@@ -127,9 +127,10 @@ class Chats:
 
         Raises:
             Declined: no place is free (429), the chat has a turn (409), or the server stops (503).
-            FleetError: the message is empty, or a document cannot be loaded.
+            FleetError: the message is empty, a text is not Unicode, or a document cannot be loaded.
         """
         checked_message(asked.message)
+        check_unicode([asked.message, asked.documents, asked.state])
         async with AsyncExitStack() as stack:
             stack.enter_context(self._place(asked.identity))
             session = await stack.enter_async_context(self.sessions.hold(asked.identity, asked.key))
@@ -150,6 +151,7 @@ class Chats:
             FleetError: the command is unknown, or failed.
             Cancelled: the server stops.
         """
+        check_unicode(args)
         with self._place(identity):
             async with self.sessions.hold(identity, key) as session:
 
@@ -172,6 +174,7 @@ class Chats:
             FleetError: models, sandbox or program failed, or a limit is met.
             Cancelled: `scope` was cancelled.
         """
+        check_unicode(inputs)
         with self._place(identity):
 
             async def work(ledger: Ledger) -> tuple[dspy.Prediction, Ledger]:

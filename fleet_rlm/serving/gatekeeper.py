@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from fleet_rlm.errors import FleetError, ProgramError, boundary
 from fleet_rlm.serving.identity import Identities
 from fleet_rlm.serving.metrics import Metrics
-from fleet_rlm.serving.refusals import Declined, body_of, encode, headers_of, status_of
+from fleet_rlm.serving.refusals import Declined, PlainJSON, body_of, headers_of, status_of
 from fleet_rlm.serving.settings import ServerSettings, is_loopback
 
 logger = logging.getLogger("fleet_rlm.serving")
@@ -253,5 +253,5 @@ class _Passage:
             }
         )
         shown = error.message if isinstance(error, Declined) else "The server failed."
-        body = encode(body_of(shown, status))
+        body = PlainJSON(body_of(shown, status)).body
         await self.send({"type": f"{prefix}.response.body", "body": body})

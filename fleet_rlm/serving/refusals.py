@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 import dspy
+from fastapi.responses import JSONResponse
 
 from fleet_rlm import errors
 from fleet_rlm.errors import (
@@ -86,6 +88,31 @@ def body_of(message: str, status: int) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "code": int(status)}}
 
 
-def encode(content: Any) -> bytes:
-    """JSON as bytes; lone surrogates, which no UTF-8 has, as escapes."""
-    return json.dumps(content).encode()
+class PlainJSON(JSONResponse):
+    """JSON in ASCII: what a model or its code writes may hold lone surrogates, which UTF-8 cannot
+    carry."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
+def check_unicode(value: Any) -> None:
+    """Raise unless all texts in plain data can be sent to a model.
+
+    Raises:
+        UsageError: one holds a lone surrogate.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                "A text is not valid Unicode: it holds half of a surrogate pair."
+            ) from None
+    elif isinstance(value, Mapping):
+        for key, held in value.items():
+            check_unicode(key)
+            check_unicode(held)
+    elif isinstance(value, list):
+        for held in value:
+            check_unicode(held)
