@@ -7,6 +7,7 @@ import resource
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -155,3 +156,18 @@ def descendants() -> Iterator[tuple[int, float]]:
         found = children.get(waiting.pop(), [])
         waiting += [pid for pid, _ in found]
         yield from found
+
+
+def memory_mb(*, own: bool = True) -> float:
+    """Memory of every descendant and, if `own`, of this process.
+
+    Proportional set sizes: a page that several share counts once. Only root may look at locked
+    processes.
+    """
+    kilobytes = 0
+    for pid in (*([os.getpid()] if own else ()), *(pid for pid, _ in descendants())):
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    kilobytes += int(line.split()[1])
+    return kilobytes / 1024

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import dspy
-from measure import Cost, Table, descendants, measure, slower
+from measure import Cost, Table, measure, memory_mb, slower
 
 from fleet_rlm.config import Config
 from fleet_rlm.ledger import Limits
@@ -306,16 +305,16 @@ class _Memory:
 
 @contextmanager
 def _peak_memory() -> Iterator[_Memory]:
-    """Proportional set size of this process and all descendants.
+    """Of this process and all descendants.
 
     Looked at rarely: that takes 0.2 ms of processor time for each sandbox.
     """
-    found = _Memory(_pss_mb(), 0.0)
+    found = _Memory(memory_mb(), 0.0)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(2.5):
-            found.peak_mb = max(found.peak_mb, _pss_mb())
+            found.peak_mb = max(found.peak_mb, memory_mb())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -325,16 +324,6 @@ def _peak_memory() -> Iterator[_Memory]:
         over.set()
         watcher.join()
         found.peak_mb = max(found.peak_mb, found.before_mb)
-
-
-def _pss_mb() -> float:
-    total = 0
-    for pid in (os.getpid(), *(pid for pid, _ in descendants())):
-        with suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1])
-    return total / 1024
 
 
 # ---- the store ----------------------------------------------------------------------------------
