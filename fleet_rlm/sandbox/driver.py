@@ -94,7 +94,8 @@ MAX_NATIVE = 1 << 20
 """Bytes from C code, written to descriptors 1 and 2, that are kept per cell."""
 HIGH_WATER = 8 << 20
 """Bytes waiting for a slow host beyond which no worker is read."""
-CHUNK = 1 << 18
+CHUNK = 1 << 16
+"""Bytes read at a time. Four times as much takes 35 us a read more: fresh pages for each buffer."""
 NAG_S = 0.25
 
 PRELOAD = (
@@ -1389,8 +1390,8 @@ class Cells:
             self.shield.armed = False  # it may have come between the end of the cell and this
             return {"kind": "interrupted", "error": self._where(error)}, None
 
-    def _compile(self, code: str, name: str) -> tuple[types.CodeType, types.CodeType | None]:
-        """The statements, and the trailing expression if there is one."""
+    def _compile(self, code: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+        """The statements and the trailing expression, as far as there are any."""
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
         tree = ast.parse(code, name)
         tail = None
@@ -1398,12 +1399,14 @@ class Cells:
             last = ast.Expression(tree.body[-1].value)
             del tree.body[-1]
             tail = compile(last, name, "eval", dont_inherit=True)
-        return compile(tree, name, "exec", dont_inherit=True), tail
+        body = compile(tree, name, "exec", dont_inherit=True) if tree.body else None
+        return body, tail
 
-    def _evaluate(self, body: types.CodeType, tail: types.CodeType | None) -> Outcome:
+    def _evaluate(self, body: types.CodeType | None, tail: types.CodeType | None) -> Outcome:
         """Everything that may run guest code, so everything that an interrupt may end."""
         try:
-            exec(body, self.names)
+            if body:
+                exec(body, self.names)
             value = eval(tail, self.names) if tail else None
             if self.submitted is None:
                 return self._render(value)
