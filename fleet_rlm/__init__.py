@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fleet_rlm import errors as errors
     from fleet_rlm.program.agent.agent import RLMReActChatAgent as RLMReActChatAgent
+    from fleet_rlm.program.agent.modal_volume import ModalVolume as ModalVolume
     from fleet_rlm.program.bundle import load as load
     from fleet_rlm.program.bundle import save as save
     from fleet_rlm.program.context_ref import ContextRef as ContextRef
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fleet_rlm.runner.stored import open_run as open_run
     from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
     from fleet_rlm.sandbox.modal_interpreter import ModalInterpreter as ModalInterpreter
+    from fleet_rlm.sandbox.profiles import ExecutionProfile as ExecutionProfile
     from fleet_rlm.search.optimize import optimize as optimize
 
 __version__ = "0.1.0"
@@ -33,7 +35,9 @@ __version__ = "0.1.0"
 _HOME = {
     "ContextRef": "fleet_rlm.program.context_ref",
     "LocalInterpreter": "fleet_rlm.sandbox.interpreter",
+    "ExecutionProfile": "fleet_rlm.sandbox.profiles",
     "ModalInterpreter": "fleet_rlm.sandbox.modal_interpreter",
+    "ModalVolume": "fleet_rlm.program.agent.modal_volume",
     "RLM": "fleet_rlm.program.rlm",
     "RLMReActChatAgent": "fleet_rlm.program.agent.agent",
     "RecursionSettings": "fleet_rlm.program.recursion",

@@ -176,9 +176,9 @@ class MeteredModal(_Counted, ModalInterpreter):
     def _shared(self) -> dict[str, Any]:
         return super()._shared() | {"board": self._board}
 
-    def execute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
+    def execute(self, code: str, variables: dict[str, Any] | None = None, **settings: Any) -> Any:
         try:
-            return super().execute(code, variables)
+            return super().execute(code, variables, **settings)
         finally:
             self._paid.settle()
 

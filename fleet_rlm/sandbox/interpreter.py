@@ -200,7 +200,7 @@ class LocalInterpreter:
         assert self._session is not None
         assert self._redactor is not None
         self._stopped = False
-        step = self._journal.begin(code, variables, tuple(self.tools), self._field_names())
+        step = self._journal.begin(code, variables, self._usable_tools(), self._field_names())
         try:
             self.last = self._run(step)
         except DataError as error:
@@ -336,6 +336,10 @@ class LocalInterpreter:
                     raise InputRejected(f"{name!r} cannot be the name of a {kind}")
         if both := sorted(self.tools.keys() & variables.keys()):
             raise InputRejected(f"{both[0]!r} is the name of a tool and of a variable")
+
+    def _usable_tools(self) -> tuple[str, ...]:
+        """Names that the next cell may call."""
+        return tuple(self.tools)
 
     def _field_names(self) -> list[str] | None:
         fields = self.output_fields

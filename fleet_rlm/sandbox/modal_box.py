@@ -18,10 +18,12 @@ from fleet_rlm.sandbox.levels import MODAL
 from fleet_rlm.sandbox.link import ANSWER_S
 from fleet_rlm.sandbox.modal_create import CREATE_S, Pause, create
 from fleet_rlm.sandbox.modal_link import SILENCE_S, ModalLink, describe, wait_for
-from fleet_rlm.sandbox.modal_recipe import HOME, Recipe
+from fleet_rlm.sandbox.modal_recipe import HOME, LAYOUT, Recipe
 from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
 BLOBS = "/blobs"
+MOVE_S = 120.0
+"""Longest wait for a volume."""
 OPEN_TRIES = 3
 """A sandbox can be lost while its driver or a session starts; nothing has run yet, so another one
 serves."""
@@ -65,6 +67,7 @@ class ModalSandbox:
             try:
                 self._link = ModalLink(self._sandbox, self._start_driver(), BLOBS)
                 self._link.wait_ready(ANSWER_S)
+                self._lay_out()
                 return
             except SandboxError:
                 self._end()
@@ -118,6 +121,48 @@ class ModalSandbox:
         session = Session(self._link, limits or self.limits, clean)
         self._sessions.add(session)
         return session
+
+    def commit(self) -> None:
+        """Make what was written to the volume visible to its other holders.
+
+        Raises:
+            SandboxError: there is no volume, or it could not be done.
+        """
+        self._run("sync", self._volume())
+
+    def reload(self) -> None:
+        """See in the volume what its other holders have committed.
+
+        Raises:
+            SandboxError: there is no volume, or it could not be done.
+        """
+        self._volume()
+        try:
+            wait_for(self._sandbox.reload_volumes.aio(), MOVE_S)
+        except Exception as error:
+            raise SandboxError(f"the volume was not reloaded: {describe(error)}") from error
+
+    def _lay_out(self) -> None:
+        if self.recipe.volume_name is not None:
+            path = self.recipe.volume_path
+            self._run("mkdir", "-p", *(f"{path}/{folder}" for folder in LAYOUT))
+
+    def _volume(self) -> str:
+        if self.recipe.volume_name is None:
+            raise SandboxError("this sandbox has no volume: ModalInterpreter(volume_name=...)")
+        return self.recipe.volume_path
+
+    def _run(self, *command: str) -> None:
+        async def run() -> int:
+            process = await self._sandbox.exec.aio(*command, text=False)
+            return int(await process.wait.aio())
+
+        try:
+            code = wait_for(run(), MOVE_S)
+        except Exception as error:
+            raise SandboxError(f"{command[0]} in the sandbox: {describe(error)}") from error
+        if code:
+            raise SandboxError(f"{command[0]} in the sandbox ended with exit code {code}")
 
     def close(self) -> None:
         """End all sessions and the sandbox; may be called again."""
@@ -198,6 +243,16 @@ class ModalBoxes:
                 self._booked_at = self._box.started
             assert self._box is not None
             return self._box
+
+    def box(self) -> ModalSandbox:
+        """The sandbox itself.
+
+        Raises:
+            SandboxError: there is none.
+        """
+        if self._box is None or not self._box.alive:
+            raise SandboxError("there is no sandbox yet: start() makes one")
+        return self._box
 
     def settle(self) -> None:
         """Book the seconds since the last time."""

@@ -221,6 +221,7 @@ async def _create_once(kit: Kit, recipe: Recipe) -> Any:
             block_network=not (recipe.domains or recipe.cidrs),
             outbound_domain_allowlist=list(recipe.domains) or None,
             outbound_cidr_allowlist=list(recipe.cidrs) or None,
+            volumes=_volumes(recipe),
             workdir="/tmp",
             tags=_valid(tags),
         )
@@ -231,6 +232,13 @@ async def _create_once(kit: Kit, recipe: Recipe) -> Any:
     except asyncio.CancelledError:
         creating.add_done_callback(_end_unheld)
         raise
+
+
+def _volumes(recipe: Recipe) -> dict[str, Any]:
+    if recipe.volume_name is None:
+        return {}
+    named = import_modal().Volume.from_name(recipe.volume_name, create_if_missing=True, version=2)
+    return {recipe.volume_path: named}
 
 
 def owner() -> str:

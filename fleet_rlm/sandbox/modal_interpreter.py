@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from fleet_rlm.errors import SandboxError
-from fleet_rlm.sandbox.interpreter import SESSION_INSTRUCTIONS, LocalInterpreter, SessionLost
+from fleet_rlm.errors import FleetWarning, SandboxError, UsageError
+from fleet_rlm.sandbox.interpreter import (
+    SESSION_INSTRUCTIONS,
+    CellError,
+    LocalInterpreter,
+    SessionLost,
+)
 from fleet_rlm.sandbox.levels import MODAL, Level
 from fleet_rlm.sandbox.modal_box import ModalBoxes, ModalSandbox
 from fleet_rlm.sandbox.modal_recipe import Recipe
+from fleet_rlm.sandbox.modal_upload import plan_upload, upload
+from fleet_rlm.sandbox.profiles import ExecutionProfile
 from fleet_rlm.sandbox.redact import Redactor
-from fleet_rlm.sandbox.session import Limits, Session
+from fleet_rlm.sandbox.session import CellResult, Limits, Session
+
+_PROFILES: ContextVar[Mapping[int, ExecutionProfile] | None] = ContextVar(
+    "fleet_profiles", default=None
+)
+"""Interpreter, by id -> the profile of the running block."""
 
 
 class ModalInterpreter(LocalInterpreter):
@@ -36,7 +51,12 @@ class ModalInterpreter(LocalInterpreter):
         memory: MiB requested, and their limit.
         domains: domains that code may reach. A filter by name, which can be got around.
         cidrs: address ranges that code may reach.
+        volume_name: a volume (version 2) to mount, writable; made, with its folders, when missing.
+        volume_mount_path: where.
+        secret_name: known from earlier versions, which gave the sandbox model keys; nothing enters
+            it now, and a warning says so.
         tags: of the sandbox, beside project, owner and expires.
+        default_execution_profile: what cells may do that are run without a profile of their own.
         limits: memory, files, output of the session.
         on_stdout: called with pieces of output, cleaned of secrets, while a cell runs.
         sandbox: the box to open the session in, which is not ended with it.
@@ -67,7 +87,11 @@ class ModalInterpreter(LocalInterpreter):
         memory: tuple[int, int] = (512, 2048),
         domains: Sequence[str] = (),
         cidrs: Sequence[str] = (),
+        volume_name: str | None = None,
+        volume_mount_path: str = "/data",
+        secret_name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        default_execution_profile: ExecutionProfile = ExecutionProfile.RLM_DELEGATE,
         limits: Limits | None = None,
         on_stdout: Callable[[str], None] | None = None,
         sandbox: ModalBoxes | ModalSandbox | None = None,
@@ -75,6 +99,13 @@ class ModalInterpreter(LocalInterpreter):
     ) -> None:
         if not 0 < timeout <= 24 * 3600:
             raise ValueError("timeout must be between 1 second and 24 hours")
+        if secret_name is not None:
+            warnings.warn(
+                f"Secret {secret_name!r} enters no sandbox: models are called on this machine.",
+                FleetWarning,
+                stacklevel=2,
+            )
+        self._default_profile = ExecutionProfile(default_execution_profile)
         super().__init__(
             tools,
             output_fields,
@@ -97,6 +128,8 @@ class ModalInterpreter(LocalInterpreter):
                 memory_mib=memory,
                 domains=tuple(domains),
                 cidrs=tuple(cidrs),
+                volume_name=volume_name,
+                volume_path=volume_mount_path,
                 tags=dict(tags or {}),
             )
         )
@@ -124,6 +157,92 @@ class ModalInterpreter(LocalInterpreter):
             return self._boxes.open(self.limits, self._redactor.clean_data)
         except SandboxError as error:
             raise SessionLost(error.message) from error
+
+    def execute(
+        self,
+        code: str,
+        variables: dict[str, Any] | None = None,
+        *,
+        execution_profile: ExecutionProfile | None = None,
+    ) -> Any:
+        """Run one cell; see `LocalInterpreter.execute`.
+
+        Args:
+            code: Python source.
+            variables: inputs.
+            execution_profile: what this cell may do; that of the block, else the default.
+        """
+        with self.execution_profile(execution_profile or self._profile):
+            return super().execute(code, variables)
+
+    @contextmanager
+    def execution_profile(self, profile: ExecutionProfile) -> Iterator[None]:
+        """Run the cells of the block with a profile; no other thread or task is affected."""
+        token = _PROFILES.set({**(_PROFILES.get() or {}), id(self): ExecutionProfile(profile)})
+        try:
+            yield
+        finally:
+            _PROFILES.reset(token)
+
+    @property
+    def _profile(self) -> ExecutionProfile:
+        return (_PROFILES.get() or {}).get(id(self), self._default_profile)
+
+    def _usable_tools(self) -> tuple[str, ...]:
+        # The host answers no others, whatever code in the sandbox does.
+        return super()._usable_tools() if self._profile.may_call else ()
+
+    def _outcome(self, result: CellResult) -> Any:
+        if result.kind == "final" and not self._profile.may_call:
+            raise CellError(
+                f"RuntimeError: SUBMIT is not available in the profile {self._profile}.",
+                stdout=result.stdout,
+            )
+        return super()._outcome(result)
+
+    def commit(self) -> None:
+        """Make what code wrote to the volume visible to its other holders.
+
+        Raises:
+            SandboxError: there is no sandbox or no volume, or it could not be done.
+        """
+        self._box().commit()
+
+    def reload(self) -> None:
+        """See in the volume what its other holders have committed.
+
+        Raises:
+            SandboxError: there is no sandbox or no volume, or it could not be done.
+        """
+        self._box().reload()
+
+    def upload_to_volume(
+        self,
+        local_dirs: Mapping[str, str] | None = None,
+        local_files: Mapping[str, str] | None = None,
+    ) -> int:
+        """Put files of this machine into the volume, those that it does not have yet.
+
+        A sandbox that is running sees them after `reload`.
+
+        Args:
+            local_dirs: folder here -> folder in the volume; links in it are left out.
+            local_files: file here -> path in the volume.
+
+        Returns:
+            How many files were sent.
+
+        Raises:
+            UsageError: no volume, a path that leads out of it, or nothing at one here.
+            SandboxError: they could not be sent.
+        """
+        if self._boxes.recipe.volume_name is None:
+            raise UsageError("There is no volume to upload to.", fix="volume_name='notes'")
+        files = plan_upload(local_dirs or {}, local_files or {})
+        return upload(self._boxes.recipe.volume_name, files)
+
+    def _box(self) -> ModalSandbox:
+        return self._boxes.box() if isinstance(self._boxes, ModalBoxes) else self._boxes
 
     def shutdown(self) -> None:
         """End the session, and its sandbox unless that was given."""

@@ -12,6 +12,8 @@ from typing import Any
 from fleet_rlm.sandbox import confine, driver
 
 HOME = "/opt/fleet"
+LAYOUT = ("knowledge", "memory", "cache", "output", "workspace")
+"""Folders of a volume: documentation, the agent's notes, intermediate and final files, its desk."""
 INSIDE = (driver.__file__, confine.__file__)
 """Files of ours that a sandbox holds."""
 
@@ -46,6 +48,9 @@ class Recipe:
     """Domains that code may reach; none by default."""
     cidrs: tuple[str, ...] = ()
     """Address ranges that code may reach; none by default."""
+    volume_name: str | None = None
+    """A volume (version 2) that is mounted writable; made when missing."""
+    volume_path: str = "/data"
     creates_per_s: float = 4.0
     """Sandboxes asked for a second, by all processes of this user together; a Modal workspace
     takes 5 before it refuses."""

@@ -191,6 +191,8 @@ class Sandbox:
         if request.exec_id in self.execs:  # the SDK repeats a start under the same id
             return
         argv = list(request.command_args)
+        if argv[0] == "sync":  # commits a volume of version 2
+            self.sync(reload=False)
         if argv[0].endswith("modal-sandbox-fs-tools"):
             tool = TOOL_INSIDE if not self.jail._tool_root() else str(FS_TOOL)
             argv = [PYTHON, "-I", "-S", tool, *argv[1:]]

@@ -8,9 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from fleet_rlm.program.agent.roots import Refused
-
-LAYOUT = ("knowledge", "memory", "cache", "output", "workspace")
-"""Folders of a volume: documentation, the agent's notes, intermediate and final files, its desk."""
+from fleet_rlm.sandbox.modal_recipe import LAYOUT
 
 MAX_TEXT = 256 << 20
 """Bytes of one file that is read."""
