@@ -14,11 +14,7 @@ STAMP := $(VENV)/.installed
 UV = $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test check fix bench bench-sandbox bench-runner bench-serving bench-suites bench-scoring escape docs wheel lock clean
-=======
-.PHONY: help setup demo test coverage check fix bench bench-sandbox bench-runner bench-suites bench-scoring escape docs wheel lock clean
->>>>>>> 614447f (Hold the tests of the pure core to 90 % of its lines)
+.PHONY: help setup demo test coverage check fix bench bench-sandbox bench-runner bench-serving bench-suites bench-scoring escape docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,6 +1,7 @@
 """`fleet-eval init`: a project around a file of questions, whole or not at all."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def test_a_project_is_written_that_runs(questions, project, command):
     ran = command("run", "our-questions", "--program", "direct", "--no-mlflow", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["coverage"] == 1
+    recipe = tomllib.loads(Path("optimize/our-questions.toml").read_text())
+    assert {part: recipe[part] for part in ("train", "validation", "test")} == {
+        "train": 1,
+        "validation": 2,
+        "test": 3,
+    }
     again = command("init", questions, "--context", "doc")
     assert (again.returncode, again.stderr) == (
         2,
@@ -78,8 +85,8 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(
 
 
 def test_few_contexts_give_no_recipe_and_say_so(questions, project, command):
-    questions.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    questions.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
     done = command("init", questions, "--context", "doc")
     assert done.returncode == 0, done.stderr
-    assert "no recipe: a compilation needs at least 4 contexts" in done.stdout
+    assert "no recipe: a compilation needs at least 6 contexts" in done.stdout
     assert not list(project.glob("optimize/*"))

@@ -19,8 +19,11 @@ ROLES = {
 }
 """Role -> names by which its column is found, first one wins."""
 
-FEWEST_CONTEXTS = 4
-"""A compilation needs two to learn from and two for its sealed test."""
+FEWEST_CONTEXTS = 6
+"""A compilation needs one to learn from, two to choose on and three for its sealed test."""
+
+MOST = {"train": 24, "validation": 48, "test": 200}
+"""Samples of a first compilation: minutes and a few dollars, whatever the size of the data."""
 
 PROJECT = """\
 # Defaults of every command in this folder; a flag or the environment beats them.
@@ -42,12 +45,19 @@ rule = "qa"
 RECIPE = """\
 # Compile the RLM on it: fleet-optimize run {name}
 name = "{name}"
-description = "worked examples for our own questions"
-optimizer = "bootstrap"
+description = "prompts and settings for our own questions"
 program = "rlm"
 suite = "{name}"
-train = {train}
-test = {test}
+train = {train} # to learn from
+validation = {validation} # to choose on
+test = {test} # sealed: read once, for the baseline and the winner
+trials = 12
+batch = {batch} # of the validation, before the first trials are dropped
+max_usd = 10.0
+
+[space]
+max_iters = [20, 8]
+max_llm_calls = [50, 15]
 """
 
 GATE = """\
@@ -165,12 +175,20 @@ def _texts(name: str, lock: Lock) -> dict[str, str]:
         f"evals/{name}.toml": SUITE.format(name=name, rows=lock.rows),
     }
     if lock.contexts >= FEWEST_CONTEXTS:
-        train = lock.rows // 2
-        recipe = RECIPE.format(name=name, train=train, test=lock.rows - train)
-        texts[f"optimize/{name}.toml"] = recipe
+        texts[f"optimize/{name}.toml"] = RECIPE.format(name=name, **_sizes(lock))
     texts[".github/workflows/gate.yml"] = GATE.format(name=name)
     texts[".gitignore"] = IGNORED
     return texts
+
+
+def _sizes(lock: Lock) -> dict[str, int]:
+    """How the contexts are shared out, half of them to the test, in samples."""
+    chosen_on = lock.contexts // 3
+    contexts = {"validation": chosen_on, "test": lock.contexts // 2}
+    contexts["train"] = lock.contexts - sum(contexts.values())
+    each = lock.rows // lock.contexts
+    sizes = {name: min(MOST[name], count * each) for name, count in contexts.items()}
+    return {**sizes, "batch": max(2, min(8, sizes["validation"] // 2))}
 
 
 def _say_next(name: str, lock: Lock, written: list[str]) -> None:
