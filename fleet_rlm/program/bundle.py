@@ -14,7 +14,8 @@ import secrets
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import dspy
 from dspy.primitives.code_interpreter import resolve_interpreter_factory
 
 from fleet_rlm import __version__
+from fleet_rlm.config import resolve
 from fleet_rlm.errors import FleetWarning, UsageError
 from fleet_rlm.lm.connect import Kind
 from fleet_rlm.lm.simulated import LABEL, SimulatedEngine
@@ -50,7 +52,11 @@ from fleet_rlm.program.state import (
     state_digest,
     texts,
 )
+from fleet_rlm.project import project_dir
 from fleet_rlm.sandbox.redact import Redactor
+
+REGISTERED = "models:/"
+"""How the name of a bundle begins that is in the model registry."""
 
 _ORIGIN = "_fleet_bundle"
 """Attribute of a loaded program: what it came from, so that `save` knows the parent."""
@@ -121,7 +127,8 @@ def load(path: str | Path, *, tools: Sequence[Callable[..., Any] | dspy.Tool] = 
     application does: models (`dspy.configure(lm=...)`), sandbox, tools.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or "models:/NAME@ALIAS" or "models:/NAME/VERSION" in the model
+            registry of the project's MLflow store, where only the bundle's JSON is read.
         tools: functions that the program was saved with, by the same names.
 
     Returns:
@@ -131,24 +138,28 @@ def load(path: str | Path, *, tools: Sequence[Callable[..., Any] | dspy.Tool] = 
         UsageError: not a bundle, changed after it was written, too large, made by a newer version,
             with anything in it that a bundle does not have, or for other tools.
     """
-    folder = _folder(path)
-    manifest = read_manifest(folder)
+    with _opened(path) as folder:
+        return _load(folder, str(path), tools)
+
+
+def _load(folder: Path, shown: str, tools: Sequence[Callable[..., Any] | dspy.Tool]) -> dspy.Module:
+    manifest = _manifest_of(folder)
     _check_files(folder, manifest)
     state = parse(ProgramState, _read(folder, PROGRAM, manifest), str(folder / PROGRAM))
     try:
         program = _build(manifest, state, [as_tool(tool) for tool in tools])
     except UsageError as error:
-        raise UsageError(f"{folder}: {error.message}", fix=error.fix) from None
+        raise UsageError(f"{shown}: {error.message}", fix=error.fix) from None
     setattr(program, _ORIGIN, Origin(manifest.bundle, manifest.model_kind))
     if manifest.model_kind == "simulated":
-        warnings.warn(f"{folder} was compiled on a {LABEL}.", FleetWarning, stacklevel=2)
+        warnings.warn(f"{shown} was compiled on a {LABEL}.", FleetWarning, stacklevel=3)
     made_with = manifest.versions.get("dspy", "")
     if made_with.split(".")[:2] != dspy.__version__.split(".")[:2]:
         warnings.warn(
-            f"{folder} was saved with dspy {made_with}, here is {dspy.__version__}:"
+            f"{shown} was saved with dspy {made_with}, here is {dspy.__version__}:"
             " prompts may be worded differently.",
             FleetWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return program
 
@@ -159,10 +170,28 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         UsageError: not a bundle, changed after it was written, or made by a newer version.
     """
-    folder = _folder(path)
+    with _opened(path) as folder:
+        return _manifest_of(folder)
+
+
+def _manifest_of(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a bundle folder.")
     return parse_manifest(_read(folder, MANIFEST), str(folder / MANIFEST))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Path]:
+    """The folder of a bundle, for the block."""
+    if not str(path).startswith(REGISTERED):
+        yield _folder(path)
+        return
+    from fleet_rlm.tracking.registry import Registry
+
+    project = project_dir(Path.cwd())
+    uri = resolve({}, os.environ, project).config.mlflow_tracking_uri
+    with Registry(project, uri).fetched(str(path)) as folder:
+        yield folder
 
 
 def _build(manifest: Manifest, state: ProgramState, tools: Sequence[dspy.Tool]) -> dspy.Module:
@@ -230,7 +259,10 @@ def _refuse_secrets(content: Mapping[str, Any], redactor: Redactor) -> None:
 
 def _folder(path: str | Path) -> Path:
     if "://" in str(path) or str(path).startswith("models:"):
-        raise UsageError(f"{path}: bundles are folders of this machine.", fix="a path")
+        raise UsageError(
+            f"{path}: bundles are folders of this machine, or registered in MLflow.",
+            fix=f"a path, or {REGISTERED}NAME@champion",
+        )
     return Path(path).expanduser()
 
 
