@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.listing import print_content
+from fleet_rlm.cli.track import mirrored
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit
 from fleet_rlm.project import Content, find_content, project_dir, relative
@@ -49,9 +50,8 @@ def compile_command(
     recipe = load_recipe(path)
     given = {key: value for key, value in caps.items() if value is not None}
     recipe = make_recipe(recipe.model_dump() | given, str(path))
-    job = prepare(
-        recipe, resolve(_models(recipe) | _given(flags), os.environ, project), project, out
-    )
+    resolved = resolve(_models(recipe) | _given(flags), os.environ, project)
+    job = prepare(recipe, resolved, project, out)
     shown = "none" if as_json else display
     progress = {
         stage: make_progress(shown, f"{recipe.name} {stage}") for stage in ("baseline", "winner")
@@ -60,11 +60,14 @@ def compile_command(
         return _show_plan(plan_job(job), job.arm.label, as_json=as_json)
     if job.arm.label:
         progress["baseline"].say(job.arm.label)
-    result = run_job(job, progress)
-    if result is None:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return Exit.INTERRUPTED
-    _show(result, job.arm.label, as_json=as_json)
+    with mirrored(job.folder, resolved.config, project) as write_mirror:
+        result = run_job(job, progress)
+        if result is None:
+            print("interrupted: the same command resumes", file=sys.stderr)
+            return Exit.INTERRUPTED
+        _show(result, job.arm.label, as_json=as_json)
+        if problem := write_mirror():
+            print(problem, file=sys.stderr)
     return Exit.OK
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import Exit
+from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.lm.simulated import LABEL
 from fleet_rlm.project import project_dir
 from fleet_rlm.report.job import render_diff, render_status, render_trials
 from fleet_rlm.search import promote as promotion
 from fleet_rlm.search.stored import StoredJob, diff, open_job
+from fleet_rlm.tracking.registry import Registry
 
 BUNDLES = "bundles"
 """The project's folder of promoted bundles."""
@@ -45,16 +49,56 @@ def export_command(name: str, target: Path) -> int:
     return Exit.OK
 
 
-def promote_command(name: str, *, alias: str, force: str | None) -> int:
-    """Give the winner an alias and print where it is."""
-    job = _open(name)
-    found = promotion.promote(job, project_dir(Path.cwd()) / BUNDLES, alias, force=force)
+def promote_command(name: str, *, alias: str, force: str | None, register: bool) -> int:
+    """Give the winner an alias, here and in MLflow's model registry, and print where it is."""
+    job, project = _open(name), project_dir(Path.cwd())
+    found = promotion.promote(job, project / BUNDLES, alias, force=force)
     why = f"forced: {found.forced}" if found.verdict.reason == "unproven" else found.verdict.reason
     if job.is_simulated:
         print(LABEL)
     print(f"promoted  {found.bundle} to {_here(found.path)} ({why}: {found.verdict.text})")
     print(f"serve     fleet-rlm serve-api --bundle {_here(found.path)}")
+    with _registry(project, register) as registry:
+        if registry:
+            version = registry.register(
+                found.path.resolve(), job.lock["recipe"]["name"], alias=alias, code=_served_by()
+            )
+            print(f"MLflow    version {version.number}, {version.uri}")
     return Exit.OK
+
+
+def rollback_command(recipe: str, *, register: bool) -> int:
+    """Give the alias back to the bundle that was champion before, and print where it is."""
+    project = project_dir(Path.cwd())
+    link = promotion.rollback(project / BUNDLES, recipe)
+    print(f"champion  {link.resolve().name}, {_here(link)}")
+    with _registry(project, register) as registry:
+        if registry:
+            version = registry.register(
+                link.resolve(), recipe, alias=promotion.CHAMPION, code=_served_by()
+            )
+            print(f"MLflow    version {version.number}, {version.uri}")
+    return Exit.OK
+
+
+@contextmanager
+def _registry(project: Path, register: bool) -> Iterator[Registry | None]:
+    """The model registry, or None without MLflow; trouble with it is one line and no failure."""
+    config = resolve({}, os.environ, project).config
+    if not register or not config.mlflow:
+        yield None
+        return
+    try:
+        yield Registry(project, config.mlflow_tracking_uri)
+    except UsageError as error:
+        print(f"MLflow    not registered: {error}", file=sys.stderr)
+
+
+def _served_by() -> Path:
+    found = find_spec("fleet_rlm.serving.pyfunc")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin)
 
 
 def _open(name: str) -> StoredJob:

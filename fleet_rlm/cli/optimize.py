@@ -24,9 +24,14 @@ fleet-optimize compiles DSPy programs and compares them with the baseline on a s
   fleet-optimize trials JOB         what was tried
   fleet-optimize diff JOB           what the winner changed, and what that bought
   fleet-optimize promote JOB        point an alias at the winner, if the test carries it
+  fleet-optimize rollback RECIPE    point `champion` at the bundle that was it before
 
 Details: fleet-optimize COMMAND --help
 """
+
+Unregistered = Annotated[
+    bool, typer.Option("--no-mlflow", help="Leave MLflow's model registry as it is.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -64,6 +69,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will take, and start nothing.")
     ] = False,
+    no_mlflow: options.NoMlflow = False,
     display: options.Display = "auto",
     as_json: options.AsJson = False,
 ) -> int:
@@ -76,6 +82,7 @@ def run(
         "api_base": api_base,
         "concurrency": concurrency,
         "sandbox": sandbox,
+        "mlflow": False if no_mlflow else None,
     }
     caps = {"max_usd": max_usd, "trials": max_trials, "max_seconds": max_seconds}
     return compile_command(
@@ -129,11 +136,23 @@ def promote(
     force: Annotated[
         str | None, typer.Option(metavar="WHY", help="Promote without evidence; recorded.")
     ] = None,
+    no_mlflow: Unregistered = False,
 ) -> int:
     """Point an alias at the winner, if the sealed test shows that it is better, or cheaper."""
     from fleet_rlm.cli.jobs import promote_command
 
-    return promote_command(job, alias=alias, force=force)
+    return promote_command(job, alias=alias, force=force, register=not no_mlflow)
+
+
+@app.command()
+def rollback(
+    recipe: Annotated[str, typer.Argument(help="Name of the recipe whose winner was promoted.")],
+    no_mlflow: Unregistered = False,
+) -> int:
+    """Point `champion` at the bundle that was it before; a second time undoes it."""
+    from fleet_rlm.cli.jobs import rollback_command
+
+    return rollback_command(recipe, register=not no_mlflow)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.given import open_suite, sort_overrides
+from fleet_rlm.cli.track import mirrored
 from fleet_rlm.config import Resolved, parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
@@ -26,7 +27,7 @@ from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.stored import open_run
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite
-from fleet_rlm.tracking import Mirror, parse_trace
+from fleet_rlm.tracking import parse_trace
 
 REPEATED = (
     "suite", "program", "flags", "price", "sub_price", "corpus", "overrides", "limit", "epochs",
@@ -247,13 +248,8 @@ def execute(
         progress.say(arm.label)
     if arm.sandbox and not arm.sandbox.level.isolated:
         make_console(sys.stderr).print(f"[bold red]{arm.sandbox.level.label}[/]")
-    trace, mirror = parse_trace(request.trace), None
-    if resolved.config.mlflow:
-        uri = resolved.config.mlflow_tracking_uri
-        mirror = Mirror.start(
-            prepared.folder, tracking_uri=uri, project_dir=prepared.project, trace=trace
-        )
-    try:
+    trace = parse_trace(request.trace)
+    with mirrored(prepared.folder, resolved.config, prepared.project, trace=trace) as write_mirror:
         finished = run_arm(
             arm,
             prepared.plan,
@@ -269,11 +265,8 @@ def execute(
         )
         if show is not None:
             show(prepared, finished)
-        if mirror and (problem := mirror.finish().problem):
-            progress.say(f"{problem} Later: fleet-eval sync {relative(prepared.folder)}")
-    finally:
-        if mirror:
-            mirror.cancel()
+        if problem := write_mirror():
+            progress.say(problem)
     return finished
 
 

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fleet_rlm.config import resolve
+from fleet_rlm.config import Config, resolve
 from fleet_rlm.errors import Exit, UsageError
-from fleet_rlm.project import project_dir
-from fleet_rlm.tracking import Mirror, parse_trace
+from fleet_rlm.project import project_dir, relative
+from fleet_rlm.tracking import Mirror, Trace, parse_trace
 
 SYNC_S = 600.0
 """Longest that one run may take; nobody waits for a result meanwhile."""
+
+
+@contextmanager
+def mirrored(
+    folder: Path, config: Config, project: Path, *, trace: Trace = "sampled"
+) -> Iterator[Callable[[], str | None]]:
+    """Mirror the folder of a run or a job to MLflow, prepared beside the block.
+
+    Yields:
+        What writes it, once, when its files are written: gives a line when that failed.
+    """
+    if not config.mlflow:
+        yield lambda: None
+        return
+    uri = config.mlflow_tracking_uri
+    with Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=trace) as mirror:
+
+        def write() -> str | None:
+            problem = mirror.finish().problem
+            return problem and f"{problem} Later: fleet-eval sync {relative(folder)}"
+
+        yield write
 
 
 def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:

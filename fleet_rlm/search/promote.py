@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from fleet_rlm.errors import FleetError, UsageError
+from fleet_rlm.errors import FleetError, UsageError, nearest
 from fleet_rlm.search.stored import StoredJob
 from fleet_rlm.statistics.clustered import unseen_share
 
@@ -23,6 +23,10 @@ MAX_LOSS = 0.05
 MIN_COVERAGE = 0.8
 
 LOG = "promotions.jsonl"
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+"""Alias of the bundle that was the champion before."""
 
 
 class Verdict(NamedTuple):
@@ -148,6 +152,9 @@ def promote(job: StoredJob, bundles_dir: Path, alias: str, *, force: str | None)
     target = home / manifest["bundle"]
     if not target.exists():
         export(job, target)
+    before = _pointed(home / alias)
+    if alias == CHAMPION and before not in (None, target.name):
+        _point(home / PREVIOUS, str(before))
     _point(home / alias, target.name)
     found = Promotion(home / alias, manifest["bundle"], verdict, force)
     line = {
@@ -158,9 +165,46 @@ def promote(job: StoredJob, bundles_dir: Path, alias: str, *, force: str | None)
         "verdict": verdict._asdict(),
         "forced": force,
     }
+    _note(home, line)
+    return found
+
+
+def rollback(bundles_dir: Path, recipe: str) -> Path:
+    """Point the alias "champion" at the bundle that had it before, and write it down.
+
+    Args:
+        bundles_dir: where the project keeps bundles.
+        recipe: whose winner was promoted.
+
+    Returns:
+        The alias. A second rollback undoes the first.
+
+    Raises:
+        UsageError: nothing was promoted, or only once.
+    """
+    home = bundles_dir / recipe
+    now, before = _pointed(home / CHAMPION), _pointed(home / PREVIOUS)
+    if now is None or before is None:
+        known = sorted(path.parent.name for path in bundles_dir.glob(f"*/{PREVIOUS}"))
+        raise UsageError(
+            f"{home} has no earlier {CHAMPION} to go back to. {nearest(recipe, known)}",
+            fix="fleet-optimize promote JOB",
+        )
+    _point(home / CHAMPION, before)
+    _point(home / PREVIOUS, now)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    _note(home, {"at": at, "alias": CHAMPION, "bundle": before, "rollback": now})
+    return home / CHAMPION
+
+
+def _note(home: Path, line: Mapping[str, Any]) -> None:
     with (home / LOG).open("ab") as file:
         file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    return found
+
+
+def _pointed(link: Path) -> str | None:
+    """The bundle that an alias points at."""
+    return str(link.readlink()) if link.is_symlink() else None
 
 
 def _point(link: Path, name: str) -> None:

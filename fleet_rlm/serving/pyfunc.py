@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
-class BundleModel(PythonModel):  # type: ignore[misc]
+class BundleModel(PythonModel):
     """Answers rows of `context` and `query`; each gives `answer` and `stop`."""
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -28,6 +28,7 @@ from fleet_rlm.tracking.store import (
     prepare_store,
     resolve_uri,
     shown,
+    sqlite_file,
     unusable,
 )
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
-"""The version that had the alias before; what a rollback goes back to."""
+"""The version that was the champion before."""
 
 _BUNDLE_TAG = "fleet.bundle"
 _MODEL = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))")
@@ -62,25 +63,18 @@ class Registry:
     Args:
         project_dir: the user's project.
         tracking_uri: the store; None for `MLFLOW_TRACKING_URI`, else the project's own.
-
-    Raises:
-        UsageError: the store cannot be used.
     """
 
     def __init__(self, project_dir: Path, tracking_uri: str | None = None) -> None:
         self._uri = resolve_uri(tracking_uri, project_dir, os.environ)
         self._artifacts = artifact_root(self._uri, project_dir)
-        prepare_store(self._uri)
-        for name, value in (QUIET | PATIENCE).items():
-            os.environ.setdefault(name, value)
-        with self._answering() as client:
-            self._client = client
 
     def register(self, bundle: Path, name: str, *, alias: str, code: Path) -> Version:
         """Register a bundle, once, and give it the alias.
 
-        The version that had the alias gets `PREVIOUS`; instruction texts go to the prompt registry,
-        a new version of each that changed.
+        The version that was the champion gets `PREVIOUS`; instruction texts go to the prompt
+        registry, a new version of each that changed. A bundle that is registered already only
+        gets the alias.
 
         Args:
             bundle: a bundle's folder.
@@ -96,33 +90,19 @@ class Registry:
             program = json.loads((bundle / "program.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"The bundle {bundle} cannot be read: {error}") from error
+        prepare_store(self._uri)
         with self._answering() as client:
-            number = _find(client, name, manifest["bundle"]) or self._log(bundle, name, code)
+            number = _find(client, name, manifest["bundle"]) or self._log(
+                client, bundle, name, code
+            )
             client.set_model_version_tag(name, number, _BUNDLE_TAG, manifest["bundle"])
             client.update_model_version(name, number, _description(manifest))
             before = _aliased(client, name, alias)
-            if before not in (None, number):
+            if alias == CHAMPION and before not in (None, number):
                 client.set_registered_model_alias(name, PREVIOUS, before)
             client.set_registered_model_alias(name, alias, number)
             _mirror_prompts(name, program["predictors"], manifest["bundle"], alias)
         return Version(name=name, number=number, alias=alias)
-
-    def rollback(self, name: str, *, alias: str = CHAMPION) -> Version:
-        """Give the alias back to the version that had it before; a second rollback undoes it.
-
-        Raises:
-            UsageError: no such model, nothing to go back to, or the store does not answer.
-        """
-        with self._answering() as client:
-            now, before = _aliased(client, name, alias), _aliased(client, name, PREVIOUS)
-            if now is None or before is None:
-                raise UsageError(
-                    f"Model {name!r} in {shown(self._uri)} has no version to go back to.",
-                    fix="fleet-eval view",
-                )
-            client.set_registered_model_alias(name, alias, before)
-            client.set_registered_model_alias(name, PREVIOUS, now)
-        return Version(name=name, number=before, alias=alias)
 
     @contextmanager
     def fetched(self, uri: str) -> Iterator[Path]:
@@ -145,14 +125,14 @@ class Registry:
                 found = _download(f"models:/{name}/{number}/artifacts/bundle", folder, self._uri)
             yield found
 
-    def _log(self, bundle: Path, name: str, code: Path) -> str:
+    def _log(self, client: MlflowClient, bundle: Path, name: str, code: Path) -> str:
         import mlflow
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, DataType, Schema
 
         from fleet_rlm.tracking.writer import find_experiment
 
-        experiment = find_experiment(self._client, EXPERIMENT, self._artifacts)
+        experiment = find_experiment(client, EXPERIMENT, self._artifacts)
         mlflow.set_experiment(experiment_id=experiment)
         inputs, outputs = (
             Schema([ColSpec(DataType.string, column) for column in columns])
@@ -173,6 +153,11 @@ class Registry:
     @contextmanager
     def _answering(self) -> Iterator[MlflowClient]:
         """A client; what the store answers with instead is one line."""
+        if (file := sqlite_file(self._uri)) is not None and not file.exists():
+            raise UsageError(f"No MLflow store here: {file} does not exist.", fix="fleet-eval run")
+        for name, value in (QUIET | PATIENCE).items():
+            os.environ.setdefault(name, value)
+
         import mlflow
         from mlflow.exceptions import MlflowException
 
