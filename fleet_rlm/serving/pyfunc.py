@@ -30,7 +30,7 @@ class BundleModel(PythonModel):
         from fleet_rlm.program.find import find_bundle
         from fleet_rlm.runner.arm import Arm
         from fleet_rlm.runner.run import make_bench
-        from fleet_rlm.sandbox import levels
+        from fleet_rlm.runner.sandboxes import specify_sandbox
         from fleet_rlm.sandbox.redact import Redactor
 
         entry = find_bundle(context.artifacts["bundle"])
@@ -42,7 +42,7 @@ class BundleModel(PythonModel):
             settings=entry.settings_type(),
             root=root,
             sub=sub,
-            sandbox=levels.choose(resolved.config.sandbox) if entry.runs_code else None,
+            sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
             limits=Limits(),
         )
         self._bench = make_bench(arm, Redactor.from_env(os.environ))
