@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleet_rlm import __version__
 from fleet_rlm.errors import UsageError
+from fleet_rlm.tracking.content import SIMULATED_NOTE
 from fleet_rlm.tracking.store import (
     EXPERIMENT,
     PATIENCE,
@@ -138,12 +140,17 @@ class Registry:
             Schema([ColSpec(DataType.string, column) for column in columns])
             for columns in (("context", "query"), ("answer", "stop"))
         )
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it tells of each step
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            redirect_stderr(io.StringIO()),  # it tells of each step
+        ):
             warnings.simplefilter("ignore")
+            named = shutil.copytree(bundle, Path(folder) / "bundle")  # the name that it is kept by
             logged = mlflow.pyfunc.log_model(
                 name=name,
                 python_model=str(code),
-                artifacts={"bundle": str(bundle.resolve())},
+                artifacts={"bundle": str(named)},
                 signature=ModelSignature(inputs, outputs),
                 pip_requirements=[f"fleet-rlm=={__version__}"],
                 registered_model_name=name,
@@ -196,15 +203,16 @@ def _download(uri: str, folder: str, tracking_uri: str) -> Path:
 
 def _description(manifest: dict[str, Any]) -> str:
     """Score before and after, for the page of the version."""
-    evidence = manifest.get("evidence") or manifest
+    evidence = manifest.get("evidence") or {}
     before, after = evidence.get("before"), evidence.get("after")
-    if not before or not after:
-        return f"Bundle {manifest['bundle']} of {manifest['program']}."
-    kind = "simulated model: " if evidence.get("model_kind") == "simulated" else ""
-    return (
-        f"{kind}{manifest['program']} on {evidence.get('suite')}: score {before['score']:.3f} to"
-        f" {after['score']:.3f}, n = {after['n']}. Bundle {manifest['bundle']}."
-    )
+    told = f"Bundle {manifest['bundle']} of {manifest['program']}."
+    if before and after:
+        told += (
+            f" On {evidence.get('suite')}: score {before['score']:.3f} to {after['score']:.3f},"
+            f" n = {after['n']}."
+        )
+    simulated = manifest.get("model_kind") == "simulated"
+    return f"{told} {SIMULATED_NOTE}." if simulated else told
 
 
 def _mirror_prompts(name: str, predictors: dict[str, Any], bundle: str, alias: str) -> None:
