@@ -31,6 +31,9 @@ if [[ "$1" == run && "{module}" == fleet_rlm.cli.eval ]]; then
   set -- "$@" --no-mlflow
   [[ " $* " == *" --limit "* ]] || set -- "$@" --limit 2
 fi
+if [[ "{module}" == fleet_rlm.cli.optimize && "$1" =~ ^(run|promote|rollback)$ ]]; then
+  set -- "$@" --no-mlflow
+fi
 if [[ -n "${{DOCS_API_BASE:-}}" ]]; then
   set -- "$@" --api-base "$DOCS_API_BASE"
 fi

@@ -113,7 +113,15 @@ def test_the_command_prints_only_its_result_on_stdout(tmp_path):
     lines += ["[overrides]", "lengths = [4000]", "windows = 6"]
     (tmp_path / "small.toml").write_text("\n".join(lines))
     done = subprocess.run(
-        [sys.executable, "-m", "fleet_rlm.cli.optimize", "run", "small.toml", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "fleet_rlm.cli.optimize",
+            "run",
+            "small.toml",
+            "--json",
+            "--no-mlflow",
+        ],
         capture_output=True,
         text=True,
         timeout=120,

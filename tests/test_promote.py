@@ -81,7 +81,8 @@ def test_promotion_needs_evidence_or_a_reason_that_is_kept(ask, project):
         ask("promote", "small--sim", "--alias", "../x")
     with pytest.raises(UsageError, match="--force needs a reason"):
         ask("promote", "small--sim", "--force", " ")
-    said = ask("promote", "small--sim", "--alias", "champion", "--force", "a drill").out
+    words = ("promote", "small--sim", "--alias", "champion", "--no-mlflow")
+    said = ask(*words, "--force", "a drill").out
     assert "forced: a drill" in said
     home = project / "bundles" / "small"
     (line,) = map(json.loads, (home / "promotions.jsonl").read_text().splitlines())
@@ -89,6 +90,22 @@ def test_promotion_needs_evidence_or_a_reason_that_is_kept(ask, project):
     assert fleet_rlm.load(home / "champion").max_iters in {4, 20}
     ask("export", "small--sim", "-o", str(project / "out"))
     assert fleet_rlm.load(project / "out").max_iters == fleet_rlm.load(home / "champion").max_iters
+
+
+def test_a_rollback_swaps_champion_and_previous(ask, project):
+    home = project / "bundles" / "small"
+    ask("promote", "small--sim", "--no-mlflow", "--force", "a drill")
+    with pytest.raises(UsageError, match="no earlier champion"):
+        ask("rollback", "small", "--no-mlflow")
+    first = (home / "champion").readlink()
+    (home / "older").mkdir()
+    (home / "previous").symlink_to("older")
+    for champion, previous in (("older", str(first)), (str(first), "older")):
+        assert champion in ask("rollback", "small", "--no-mlflow").out
+        assert str((home / "champion").readlink()) == champion
+        assert str((home / "previous").readlink()) == previous
+    with pytest.raises(UsageError, match="Did you mean 'small'"):
+        ask("rollback", "smal", "--no-mlflow")
 
 
 def test_a_dry_run_starts_nothing_and_warns_of_a_cap_that_is_too_small(ask, project):

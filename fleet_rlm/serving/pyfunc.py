@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -48,7 +49,10 @@ class BundleModel(PythonModel):
         self._bench = make_bench(arm, Redactor.from_env(os.environ))
 
     def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,
+        model_input: pandas.DataFrame,
+        params: dict[str, Any] | None = None,
     ) -> list[dict[str, str]]:
         """Answer one row after the other.
 
@@ -58,9 +62,8 @@ class BundleModel(PythonModel):
         from fleet_rlm.ledger import Ledger
         from fleet_rlm.runner.attempt import ask
 
-        rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
         answers = []
-        for row in rows:
+        for row in model_input.to_dict("records"):
             inputs = {name: str(row[name]) for name in ("context", "query")}
             reply = ask(self._bench, inputs, Ledger(self._bench.limits))
             answers.append({"answer": reply.answer, "stop": reply.stop})

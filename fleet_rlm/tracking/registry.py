@@ -103,7 +103,7 @@ class Registry:
             if alias == CHAMPION and before not in (None, number):
                 client.set_registered_model_alias(name, PREVIOUS, before)
             client.set_registered_model_alias(name, alias, number)
-            _mirror_prompts(name, program["predictors"], manifest["bundle"], alias)
+            _mirror_prompts(client, name, program["predictors"], manifest["bundle"], alias)
         return Version(name=name, number=number, alias=alias)
 
     @contextmanager
@@ -122,7 +122,8 @@ class Registry:
                 number = number or _aliased(client, name, parts["alias"] or "")
                 if number is None:
                     raise UsageError(
-                        f"No model {uri!r} in {shown(self._uri)}.", fix="fleet-eval view"
+                        f"No registered bundle {uri!r} in {shown(self._uri)}.",
+                        fix="fleet-eval view",
                     )
                 found = _download(f"models:/{name}/{number}/artifacts/bundle", folder, self._uri)
             yield found
@@ -161,7 +162,7 @@ class Registry:
     def _answering(self) -> Iterator[MlflowClient]:
         """A client; what the store answers with instead is one line."""
         if (file := sqlite_file(self._uri)) is not None and not file.exists():
-            raise UsageError(f"No MLflow store here: {file} does not exist.", fix="fleet-eval run")
+            raise UsageError(f"No registered bundle: {file} does not exist.", fix="fleet-eval run")
         for name, value in (QUIET | PATIENCE).items():
             os.environ.setdefault(name, value)
 
@@ -215,12 +216,13 @@ def _description(manifest: dict[str, Any]) -> str:
     return f"{told} {SIMULATED_NOTE}." if simulated else told
 
 
-def _mirror_prompts(name: str, predictors: dict[str, Any], bundle: str, alias: str) -> None:
-    from mlflow.genai import load_prompt, register_prompt, set_prompt_alias
-
+def _mirror_prompts(
+    client: MlflowClient, name: str, predictors: dict[str, Any], bundle: str, alias: str
+) -> None:
     for predictor, state in predictors.items():
         text, prompt = state["instructions"], f"{name}.{predictor}".replace("[", "-").strip("]")
-        known = load_prompt(f"prompts:/{prompt}@latest", allow_missing=True)
-        if known is None or known.template != text:
-            known = register_prompt(prompt, text, commit_message=f"bundle {bundle}")
-        set_prompt_alias(prompt, alias, known.version)
+        known = client.get_prompt(prompt) and client.search_prompt_versions(prompt)
+        same = [version for version in known or () if version.template == text]
+        if not same:
+            same = [client.register_prompt(prompt, text, commit_message=f"bundle {bundle}")]
+        client.set_prompt_alias(prompt, alias, same[0].version)
