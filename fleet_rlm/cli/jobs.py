@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,12 +57,8 @@ def promote_command(name: str, *, alias: str, force: str | None, register: bool)
         print(LABEL)
     print(f"promoted  {found.bundle} to {_here(found.path)} ({why}: {found.verdict.text})")
     print(f"serve     fleet-rlm serve-api --bundle {_here(found.path)}")
-    with _registry(project, register) as registry:
-        if registry:
-            version = registry.register(
-                found.path.resolve(), job.lock["recipe"]["name"], alias=alias, code=_served_by()
-            )
-            print(f"MLflow    version {version.number}, {version.uri}")
+    if register:
+        _register(project, found.path, job.lock["recipe"]["name"], alias)
     return Exit.OK
 
 
@@ -72,33 +67,24 @@ def rollback_command(recipe: str, *, register: bool) -> int:
     project = project_dir(Path.cwd())
     link = promotion.rollback(project / BUNDLES, recipe)
     print(f"champion  {link.resolve().name}, {_here(link)}")
-    with _registry(project, register) as registry:
-        if registry:
-            version = registry.register(
-                link.resolve(), recipe, alias=promotion.CHAMPION, code=_served_by()
-            )
-            print(f"MLflow    version {version.number}, {version.uri}")
+    if register:
+        _register(project, link, recipe, promotion.CHAMPION)
     return Exit.OK
 
 
-@contextmanager
-def _registry(project: Path, register: bool) -> Iterator[Registry | None]:
-    """The model registry, or None without MLflow; trouble with it is one line and no failure."""
+def _register(project: Path, bundle: Path, name: str, alias: str) -> None:
+    """Give the bundle its alias in MLflow's model registry; trouble with it is one line."""
     config = resolve({}, os.environ, project).config
-    if not register or not config.mlflow:
-        yield None
+    code = find_spec("fleet_rlm.serving.pyfunc")
+    if not config.mlflow or code is None or code.origin is None:
         return
+    registry = Registry(project, config.mlflow_tracking_uri)
     try:
-        yield Registry(project, config.mlflow_tracking_uri)
+        found = registry.register(bundle.resolve(), name, alias=alias, code=Path(code.origin))
     except UsageError as error:
         print(f"MLflow    not registered: {error}", file=sys.stderr)
-
-
-def _served_by() -> Path:
-    found = find_spec("fleet_rlm.serving.pyfunc")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin)
+    else:
+        print(f"MLflow    version {found.number}, {found.uri}")
 
 
 def _open(name: str) -> StoredJob:
