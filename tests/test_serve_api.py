@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import dspy
 import httpx
@@ -29,6 +31,7 @@ from served import (
     serving,
     wait_for,
 )
+from web import web_server
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -43,6 +46,17 @@ from fleet_rlm.serving.settings import ServerSettings
 @pytest.fixture(scope="module")
 def engine():
     return make_engine()
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory):
+    """A bundle with evidence."""
+    score = {"score": 0.5, "n": 40, "ci": (0.4, 0.6)}
+    evidence = {"suite": "quickstart", "before": score, "after": score | {"score": 0.7}}
+    with simulated():
+        program = fleet_rlm.RLM(AnswerQuery, guidance="Look twice, says the champion.", max_iters=7)
+        path = tmp_path_factory.mktemp("served") / "champion"
+        return fleet_rlm.save(program, path, evidence=evidence)
 
 
 @contextmanager
@@ -110,7 +124,8 @@ def test_a_walk_through_the_routes(engine, tmp_path):
         inputs = {"inputs": {"context": NOTES, "query": ASK}}
         called = client.post("/program", json=inputs).json()
         assert "1234567" in called["outputs"]["answer"]
-        task = {"docs_path": "notes.txt", "query": ASK, "trajectory": True}
+        task = {"task_type": "long_context", "docs_path": "notes.txt", "query": ASK}
+        task |= {"verbose": True}
         done = client.post("/tasks/long-context", json=task).json()
         assert done["ok"], done
         assert done["result"]["stop"] == "submitted"
@@ -131,6 +146,7 @@ def test_a_walk_through_the_routes(engine, tmp_path):
             ("POST", "/chat", {"message": "m", "session_id": "//"}, 400),
             ("POST", "/program", {"inputs": {"query": "q"}}, 400),
             ("POST", "/tasks/summarize", {"docs": "text"}, 400),
+            ("POST", "/tasks/summarize", {"task_type": "basic", "question": "q"}, 400),
             ("GET", "/nowhere", None, 404),
             ("PUT", "/chat", None, 405),
         ):
@@ -473,13 +489,8 @@ def test_a_chat_goes_on_after_a_restart_until_its_time_is_over(engine, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::fleet_rlm.errors.FleetWarning")
-def test_a_bundle_is_what_answers(tmp_path):
+def test_a_bundle_is_what_answers(champion, tmp_path):
     """C-1: a compiled program, saved and served."""
-    score = {"score": 0.5, "n": 40, "ci": (0.4, 0.6)}
-    evidence = {"suite": "quickstart", "before": score, "after": score | {"score": 0.7}}
-    with simulated():
-        program = fleet_rlm.RLM(AnswerQuery, guidance="Look twice, says the champion.", max_iters=7)
-        bundle = fleet_rlm.save(program, tmp_path / "champion", evidence=evidence)
     prompts = []
 
     def script(prompt, _):
@@ -487,7 +498,7 @@ def test_a_bundle_is_what_answers(tmp_path):
         return finish() if "rlm_query" in "".join(prompts[1:]) else call("rlm_query", query="q")
 
     lm = in_turn(call("rlm_query", query="q", context="c"), finish("4711"))
-    engine = make_engine(str(bundle), lm=lm)
+    engine = make_engine(str(champion), lm=lm)
     with serving(engine, tmp_path) as client:
         shown = client.get("/program").json()
         assert (shown["program"], shown["chat"]) == ("rlm.qa@1", "compiled")
@@ -498,6 +509,29 @@ def test_a_bundle_is_what_answers(tmp_path):
         found = client.post("/chat", json={"message": "m"}).json()
         assert found["assistant_response"] == "4711"
     assert any("says the champion" in prompt for prompt in lm.engine.prompts)
+
+
+@pytest.mark.filterwarnings("ignore::fleet_rlm.errors.FleetWarning")
+def test_the_file_that_deploys_to_modal_serves_the_same(champion, tmp_path, monkeypatch):
+    """As far as it goes without an account: the function that Modal would run, run here."""
+    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text()
+    text = re.search(r'```python title="serve_on_modal.py"\n(.*?)```', page, re.S)[1]
+    assert '"/bundle"' in text
+    assert 'sandbox": "modal"' in text
+    local = text.replace('"/bundle"', repr(str(champion)))
+    local = local.replace('"/state"', repr(str(tmp_path / "state"))).replace('"modal"', '"auto"')
+    monkeypatch.setenv("FLEET_RLM_TOKEN", ALICE)
+    held = {}
+    exec(local, held)
+    with pytest.warns(UserWarning, match="executing locally"):  # without Modal's volume
+        application = held["serve"].local()
+    with web_server(application) as url, httpx.Client(base_url=url, timeout=30) as client:
+        assert client.get("/program").status_code == 401
+        headers = {"Authorization": f"Bearer {ALICE}"}
+        assert client.get("/program", headers=headers).json()["program"] == "rlm.qa@1"
+        turn = {"message": ASK, "documents": {"n": NOTES}}
+        answer = client.post("/chat", json=turn, headers=headers).json()
+        assert "1234567" in answer["assistant_response"]
 
 
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path, monkeypatch, capfd):

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response, WebSocket
@@ -15,12 +16,13 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from fleet_rlm import __version__
-from fleet_rlm.config import API_KEY_VARIABLES
-from fleet_rlm.errors import FleetError
+from fleet_rlm.config import API_KEY_VARIABLES, resolve
+from fleet_rlm.errors import FleetError, UsageError
 from fleet_rlm.ledger import Ledger
 from fleet_rlm.lm.cancel import Cancelled, CancelScope
 from fleet_rlm.lm.threads import in_thread
 from fleet_rlm.program.agent.roots import Roots
+from fleet_rlm.project import project_dir
 from fleet_rlm.serving import bodies, tasks
 from fleet_rlm.serving.chats import Asked, Chats, Running
 from fleet_rlm.serving.completions import (
@@ -30,8 +32,9 @@ from fleet_rlm.serving.completions import (
     list_models,
     read_messages,
 )
-from fleet_rlm.serving.engine import Engine, checked_inputs
-from fleet_rlm.serving.gatekeeper import Gatekeeper, Rates
+from fleet_rlm.serving.engine import AgentLimits, Engine, checked_inputs
+from fleet_rlm.serving.gatekeeper import Application, Gatekeeper, Rates
+from fleet_rlm.serving.identity import read_tokens
 from fleet_rlm.serving.metrics import MEDIA_TYPE, Metrics
 from fleet_rlm.serving.reference import render_reference
 from fleet_rlm.serving.refusals import (
@@ -43,7 +46,7 @@ from fleet_rlm.serving.refusals import (
     status_of,
 )
 from fleet_rlm.serving.sessions import Sessions
-from fleet_rlm.serving.settings import ServerSettings
+from fleet_rlm.serving.settings import STATE, ServerSettings
 from fleet_rlm.serving.socket import ChatSocket
 from fleet_rlm.serving.sse import format_event, sse_response
 from fleet_rlm.serving.store import SessionStore, parse_key
@@ -120,6 +123,36 @@ class Service:
         while True:
             await self.sessions.sweep()
             await asyncio.sleep(SWEEP_S)
+
+
+def make_application(
+    bundle: str | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    state: str | Path = STATE,
+    **settings: Any,
+) -> Application:
+    """The whole server as an ASGI application, for a host of your own.
+
+    Args:
+        bundle: folder of a compiled program; the agent as it comes when None.
+        env: where model, keys and `FLEET_RLM_TOKEN` are found; this process's when None.
+        config: what `fleet.toml` may say, over it and over the environment: `sandbox="modal"`.
+        state: folder that chats are kept in.
+        settings: the rest of `ServerSettings`; `host` is "0.0.0.0" when absent, which takes a
+            token.
+
+    Raises:
+        UsageError: bundle, model, key, token or folder cannot be used.
+        SandboxUnavailable: no isolation holds here.
+    """
+    env = os.environ if env is None else env
+    given = {"host": "0.0.0.0", "tokens": read_tokens(None, env), **settings}
+    chosen = ServerSettings(state=Path(state), **given)
+    resolved = resolve(config or {}, env, project_dir(Path.cwd()))
+    limits = AgentLimits(timeout_s=chosen.timeout_s)
+    return Service(Engine(bundle, resolved, env, limits=limits), chosen).asgi
 
 
 def _make_app(service: Service) -> FastAPI:
@@ -236,6 +269,8 @@ def _add_programs(app: FastAPI, service: Service) -> None:
             request: Request, response: Response, body: bodies.TaskRequest
         ) -> bodies.TaskResponse:
             """Run one task as an RLM; a task that fails has the status of its failure."""
+            if body.task_type is not None and body.task_type.replace("_", "-") != name:
+                raise UsageError(f"This is task {name!r}, not {body.task_type!r}.")
             inputs = await in_thread(lambda: tasks.make_inputs(task, body, service.roots))
             made = tasks.make_task(task, body)
             try:
@@ -252,7 +287,7 @@ def _add_programs(app: FastAPI, service: Service) -> None:
                 "stop": found.get("stop"),
                 "usage": _usage(ledger),
             }
-            if body.trajectory:
+            if body.verbose:
                 result["trajectory"] = engine.redactor.clean_data(found.get("trajectory"))
             return bodies.TaskResponse(ok=True, result=result)
 

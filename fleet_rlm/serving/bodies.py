@@ -98,6 +98,9 @@ class ProgramResponse(BaseModel):
 class TaskRequest(Strict):
     """A task with a ready-made signature; each reads the fields that it needs."""
 
+    task_type: str | None = None
+    """Name of the task, as the route has it, or with `_` for `-`."""
+
     question: str = ""
     """What `basic` is asked."""
 
@@ -118,7 +121,7 @@ class TaskRequest(Strict):
     chars: Annotated[int, Field(ge=1)] | None = None
     """Read only the beginning of the text."""
 
-    trajectory: bool = False
+    verbose: bool = False
     """Whether the result has the steps."""
 
 

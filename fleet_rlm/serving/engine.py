@@ -77,6 +77,7 @@ class Engine:
         root, sub = specify_pair(resolved, env, price=price)
         entry = PROGRAMS[STANDARD]
         sandbox = specify_sandbox(resolved.config)
+        sandbox.prepare()
         self.level = sandbox.level
         self.arm = Arm(
             program=STANDARD,

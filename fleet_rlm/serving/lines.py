@@ -137,6 +137,7 @@ class LineChat:
             try:
                 yield input(PROMPT)
             except EOFError:
+                self._say("")
                 return
 
     @contextmanager

@@ -93,7 +93,7 @@ class PlainJSON(JSONResponse):
     carry."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content).encode()
+        return json.dumps(content, separators=(",", ":")).encode()
 
 
 def check_unicode(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -30,6 +31,9 @@ def serve(service: Service, application: Application, ready: Callable[[str], Non
         UsageError: the address cannot be used.
     """
     settings = service.settings
+    # Each chat has a connection and a sandbox session, each of these a few descriptors.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
