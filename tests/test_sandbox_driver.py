@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from fleet_rlm.errors import SandboxUnavailable
 from fleet_rlm.sandbox import confine, driver, levels
 from fleet_rlm.sandbox.local import LocalSandbox
-from fleet_rlm.sandbox.session import Limits
+from fleet_rlm.sandbox.session import SHARED_BYTES, Limits
 
 FRAME = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 255), st.binary(max_size=300))
 
@@ -272,7 +272,11 @@ def test_other_pythons_run_it(name: str) -> None:
     for python in pythons():
         with LocalSandbox(level, python=python) as box:
             session = box.open()
-            assert session.execute("import sys; sys.version_info[1]").value in range(10, 15)
+            shared = {"context": "ü" * SHARED_BYTES}
+            code = (
+                "import sys; [context == 'ü' * len(context), sys.version_info[1] in range(10, 15)]"
+            )
+            assert session.execute(code, shared).value == [True, True]
             value = [1, {"a": "b" * 50_000}]
             assert session.execute("print(x == [1, {'a': 'b' * 50_000}])", {"x": value}).stdout
             assert session.execute("1 / 0").kind == "error"
