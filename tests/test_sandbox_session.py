@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import hashlib
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fleet_rlm.errors import DataError, LimitReached, SandboxError
 from fleet_rlm.sandbox import driver, levels, local
-from fleet_rlm.sandbox.session import Limits, Session
+from fleet_rlm.sandbox.session import SHARED_BYTES, Limits, Session
 
 QUICK = Limits(grace_s=0.4)
 
@@ -751,3 +754,43 @@ def test_sixty_four_sessions_at_once(box: local.LocalSandbox) -> None:
     assert len(sessions) == 64
     for session in sessions:
         session.close()
+
+
+def test_keys_are_shown_as_they_are(session: Session) -> None:
+    """JSON would make text of them, and a model would look for text."""
+    assert session.execute("{1: 'a', 'b': 2}").text == "{1: 'a', 'b': 2}"
+    assert session.execute("[{None: 1}]").text == "[{None: 1}]"
+    assert session.execute("{'b': {'c': [2]}}").value == {"b": {"c": [2]}}
+
+
+def test_what_keeps_a_session_from_starting_is_said_at_once() -> None:
+    with local.LocalSandbox(levels.choose("landlock")) as box:
+        scratch = Path(box.open().execute("import os; os.getcwd()").value)
+        driver.erase(str(scratch.parent))
+        start = time.monotonic()
+        with pytest.raises(SandboxError, match="No such file"):
+            box.open()
+        assert time.monotonic() - start < 5
+    with pytest.raises(SandboxError, match="no-python"):
+        local.LocalSandbox(levels.choose("landlock"), python="/no-python")
+
+
+def test_a_session_that_is_dropped_leaves_nothing(box: local.LocalSandbox) -> None:
+    def held() -> int:
+        files = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return sum("memfd:input" in str(path.readlink()) for path in files)
+
+    before = held()
+    for size in (1 << 20, SHARED_BYTES):  # one of its own, one shared
+        dropped = box.open()
+        context = f"{size}" * size
+        assert dropped.execute("len(context)", {"context": context}).value == len(context)
+        references = sys.getrefcount(context)
+        del dropped
+        gc.collect()
+        for _ in range(100):
+            if sys.getrefcount(context) < references:
+                break
+            time.sleep(0.02)
+        assert sys.getrefcount(context) == 2
+        assert held() == before

@@ -266,6 +266,13 @@ def is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
     return not levels or any(is_deep(item, levels - 1) for item in value)
 
 
+def has_text_keys(value: Any) -> bool:
+    """Are all keys of dicts in it text? JSON makes text of the others."""
+    if isinstance(value, dict):
+        return all(type(k) is str and has_text_keys(item) for k, item in value.items())
+    return not isinstance(value, (list, tuple)) or all(map(has_text_keys, value))
+
+
 def room_left(value: Any, room: int) -> int:
     """What is left of `room` characters beside the JSON of `value`; negative if it is too long.
 
@@ -636,6 +643,7 @@ class Supervisor:
             member = Member(frame.sid, scratch, limits["memory"], nursery)
             channel = frame.fds[0] if frame.fds else self._relay_for(member)
         except OSError as error:
+            self._refuse(frame)
             self.host.push(frame.sid, DIED, to_json({"error": str(error)}))
             return
         self.members[frame.sid] = member
@@ -688,8 +696,9 @@ class Supervisor:
             return
         if kind == CALM:
             member.kill_at = None
-        elif kind == ROOM:
+        else:
             self._wait_for_pid(member)
+        if kind == ROOM:
             member.make_room(request["held"])
         answer = {"tag": request["tag"], "cpu_s": member.cpu_s()}
         self.host.push(member.sid, REPLY, to_json(answer))
@@ -1425,7 +1434,7 @@ class Cells:
         if value is None:
             return {"kind": "ok"}, None
         with contextlib.suppress(TypeError, ValueError, RecursionError):
-            if room_left(value, MAX_VALUE) >= 0 and not is_deep(value):
+            if room_left(value, MAX_VALUE) >= 0 and not is_deep(value) and has_text_keys(value):
                 text = json.dumps(value, ensure_ascii=False, allow_nan=False)
                 if len(text) <= MAX_VALUE:
                     return {"kind": "ok"}, text.encode("utf-8", "replace")
@@ -1548,10 +1557,11 @@ def main(options: dict[str, Any]) -> None:
     """
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
-    sock = socket.socket(fileno=os.dup(0)) if options["socket"] else None
-    port: Port = PipePort(os.dup(0), os.dup(1))
-    if sock is not None:
-        port = SocketPort(sock, take_fds=True)
+    port: Port
+    if options["socket"]:
+        port = SocketPort(socket.socket(fileno=os.dup(0)), take_fds=True)
+    else:
+        port = PipePort(os.dup(0), os.dup(1))
     silence = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(silence, fd)

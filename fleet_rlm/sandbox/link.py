@@ -11,13 +11,14 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox import driver
-from fleet_rlm.sandbox.values import Share, Shares, Shipment
+from fleet_rlm.sandbox.values import Inputs, Share, Shares, Shipment
 
 ANSWER_S = 30.0
 """Seconds within which a supervisor answers, or is taken for dead."""
@@ -148,6 +149,8 @@ class Link(ABC):
         self._ends: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
         self._ready = threading.Event()
+        self.dropped: deque[tuple[int, Inputs, Share | None]] = deque()
+        """Sessions that nobody closed, by their id, with what they hold here and in the box."""
         self._shares = Shares()
         self._share_numbers = itertools.count(1)
 
@@ -209,6 +212,16 @@ class Link(ABC):
             with suppress(SandboxError):
                 self.tell(share.number, driver.UNSHARE)
 
+    def tidy(self) -> None:
+        """Close what was dropped. Not for finalizers: they may run inside of any line."""
+        while self.dropped:
+            sid, inputs, share = self.dropped.popleft()
+            with suppress(SandboxError):
+                self.tell(sid, driver.CLOSE)
+            inputs.close()
+            if share is not None:
+                self.release_share(share)
+
     @abstractmethod
     def _send(self, sid: int, kind: int, payload: bytes, fds: Sequence[int]) -> None:
         """Send one frame; raises OSError when it cannot be sent."""
@@ -251,8 +264,8 @@ class Link(ABC):
             self._ready.set()
         elif frame.kind == driver.REPLY:
             self._answers.pop(news["tag"]).put(news)
-        elif frame.kind == driver.DIED:
-            self._ends.pop(frame.sid).put(news)
+        elif frame.kind == driver.DIED and (ended := self._ends.pop(frame.sid, None)):
+            ended.put(news)
 
     def _gone(self, why: str) -> None:
         """Nothing comes any more: everyone who waits is told."""
@@ -297,5 +310,6 @@ class SocketLink(Link):
         try:
             while frame := self._wire.receive():
                 self._news(frame)
+                self.tidy()
         except (EOFError, ValueError) as error:
             self._gone(str(error) or "its process ended")

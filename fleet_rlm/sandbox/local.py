@@ -57,7 +57,7 @@ class LocalSandbox:
         root = self._root or bubble.SCRATCH
         options = json.dumps({"root": root, "abi": level.landlock_abi, "socket": True})
         ours, theirs = socket.socketpair()
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [*command, options],
                 stdin=theirs.fileno(),
@@ -67,6 +67,14 @@ class LocalSandbox:
                 cwd=self._root,
                 start_new_session=True,  # Ctrl-C in the terminal is for the host
             )
+        except OSError as error:
+            ours.close()
+            self._log.close()
+            if self._root:
+                driver.erase(self._root)
+            raise SandboxError(f"the sandbox did not start: {error}") from error
+        finally:
+            theirs.close()
         self._link = SocketLink(ours)
         try:
             self._link.wait_ready(START_S)

@@ -312,12 +312,17 @@ class Session:
         self._threads = _ToolThreads(MAX_PARALLEL_CALLS)
         self._waiting_bytes = self._waiting_calls = 0
         self._waiting_lock = threading.Lock()
+        link.tidy()
         self._sid, self._ended, self._wire = link.open(limits.to_json())
         try:
             self.applied = self._wait_ready()
         except SandboxError:
             self.close()
             raise
+
+    def __del__(self) -> None:
+        if not self.lost and hasattr(self, "_sid"):
+            self._link.dropped.append((self._sid, self._inputs, self._share))
 
     def _wait_ready(self) -> tuple[str, ...]:
         try:
