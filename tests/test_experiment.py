@@ -66,9 +66,12 @@ def test_an_experiment_runs_resumes_and_is_rendered_from_its_records(project, co
         assert path.read_bytes().startswith(data)
     page = (folder / "results.md").read_text()
     assert done.stdout.strip() == page.strip()
-    for part in ("simulated model: these", "### one turn less direct", "A paper", "0.250 / "):
+    for part in ("simulated model: these", "What the RLMs did", "### one turn less direct", "A paper", "0.250 / "):
         assert part in page
     assert page.count("| needle | ") >= 2
+    plot = (folder / "quickstart-score-by-cost.svg").read_text()
+    assert "](quickstart-score-by-cost.svg)" in page
+    assert "(simulated model)" in plot
     locked = json.loads((folder / "lock.json").read_text())
     assert set(locked) == {p.parent.name for p in runs.rglob("records.jsonl")}
     arm = locked["quickstart-seed7--one-turn"]["arm"]
@@ -107,3 +110,30 @@ def test_every_arm_runs_on_the_samples_of_a_suite_before_the_next(project):
         "quickstart-seed7--direct",
         "quickstart-seed7--one-turn",
     ]
+
+
+def test_a_dry_run_takes_stand_ins_and_an_estimate_says_what_is_missing(project, command):
+    text = FILE.replace('suite = "quickstart"', 'suite = "rlm-paper"', 1)
+    text = text.replace("overrides = { lengths = [4000], windows = 1 }", "")
+    text = text.replace("seeds = [0, 7]", "seeds = [3]").replace(
+        "[[references]]",
+        '[[stand_ins]]\nsuite = "needle"\noverrides = { lengths = [4000], windows = 1 }\n\n'
+        "[[references]]",
+    )
+    text += "usd = { needle = 0.5 }\nquestions = { needle = 20 }\n"
+    folder = write(project, text)
+    missing = command("experiment", "estimate", "which", "--json")
+    found = json.loads(missing.stdout)
+    assert found["published_usd"] == {"direct: A paper": 10.0}
+    assert all("never fetched" in run["problem"] for run in found["runs"])
+    shown = command("experiment", "estimate", "which", "-m", "sim").stdout
+    assert "needle-seed3--one-turn" in shown
+    assert "2 of 2 runs" in shown
+    done = command(
+        "experiment", "run", "which", "-m", "sim", "--no-mlflow", "--display", "none"
+    )
+    assert done.returncode == 0, done.stderr
+    page = (folder.parent / "which--sim" / "results.md").read_text()
+    assert "fleet-eval experiment run which --model sim" in page
+    assert "A paper" not in page
+    assert not (folder / "results.md").exists()

@@ -38,7 +38,21 @@ class EstimateRequest:
 
 
 def estimate_command(request: EstimateRequest) -> int:
-    """Predict what a run will take."""
+    """Print what a run will take."""
+    shown = predict(request)
+    if request.as_json:
+        print(json.dumps(shown))
+    else:
+        print_estimate(make_console(sys.stdout), shown, shown["label"])
+    return Exit.OK
+
+
+def predict(request: EstimateRequest) -> dict[str, Any]:
+    """What a run will take, as `fleet-eval estimate --json` prints it.
+
+    Raises:
+        UsageError: unknown names, or data that is not on this machine.
+    """
     project = project_dir(Path.cwd())
     resolved = resolve(request.flags, os.environ, project)
     overrides = sort_overrides(parse_overrides(request.overrides))
@@ -59,18 +73,14 @@ def estimate_command(request: EstimateRequest) -> int:
             prices,
             max_calls=_max_calls(request.program, overrides["settings"]),
         )
-    shown = asdict(found) | {
+    return asdict(found) | {
         "suite": suite.name,
         "program": request.program,
         "models": {"root": root.name, "sub": sub.name},
         "epochs": request.epochs,
         "detects": detectable_difference(len(plan)),
+        "label": root.label or sub.label,
     }
-    if request.as_json:
-        print(json.dumps(shown))
-    else:
-        print_estimate(make_console(sys.stdout), shown, root.label or sub.label)
-    return Exit.OK
 
 
 def _models(request: EstimateRequest, resolved: Any) -> tuple[ModelSpec, ModelSpec]:

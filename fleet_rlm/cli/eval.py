@@ -581,6 +581,21 @@ def run_experiment(
     )
 
 
+@experiments.command("estimate")
+def estimate_experiment(
+    name: Experiment,
+    model: ReplacedModel = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many samples, each run.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Predict what an experiment takes, run by run; asks no model."""
+    from fleet_rlm.cli.experiment import estimate_command
+
+    return estimate_command(name, model=model, limit=limit, as_json=as_json)
+
+
 @experiments.command("report")
 def report_experiment(name: Experiment, model: ReplacedModel = None, out: Results = None) -> int:
     """Write results.md and lock.json of an experiment anew, from the records of its runs alone."""

@@ -15,10 +15,11 @@ from rich.console import Console
 from fleet_rlm.cli.listing import print_content
 from fleet_rlm.errors import BudgetExhausted, Exit, UsageError
 from fleet_rlm.project import Content, find_content, project_dir, relative
-from fleet_rlm.report.experiment import lock, render_results
+from fleet_rlm.report.experiment import lock, render_estimate, render_results
 from fleet_rlm.report.grid import Grid
+from fleet_rlm.report.plots import plots, render
 from fleet_rlm.runner.compare import RunComparison, compare_groups
-from fleet_rlm.runner.experiment import Cell, Experiment, cells, load_experiment
+from fleet_rlm.runner.experiment import Cell, Experiment, cells, dry, load_experiment
 from fleet_rlm.runner.store import read_spent
 from fleet_rlm.runner.stored import Run, open_run
 
@@ -62,6 +63,8 @@ class _Place:
         stem = stem.replace("/", "-")
         results = out or project / "experiments" / stem
         experiment = load_experiment(content.path)
+        if model is not None and model.startswith("sim"):
+            experiment = dry(experiment)
         return cls(content.name, experiment, project / "runs" / "experiments" / stem, results)
 
 
@@ -113,6 +116,35 @@ def run_command(request: ExperimentRequest) -> int:
     return worst
 
 
+def estimate_command(name: str, *, model: str | None, limit: int | None, as_json: bool) -> int:
+    """Predict what an experiment will take, run by run; published dollars beside it."""
+    from fleet_rlm.cli.estimate import EstimateRequest, predict
+
+    place = _Place.of(name, model, None)
+    rows: list[dict[str, Any]] = []
+    for cell in cells(place.experiment):
+        given = _models(cell, model)
+        request = EstimateRequest(
+            suite=cell.suite.suite, program=cell.arm.program, flags=given, price=None,
+            sub_price=None, corpus=None, overrides=cell.overrides, limit=_limit(cell, limit),
+            epochs=place.experiment.epochs, as_json=as_json,
+        )  # fmt: skip
+        try:
+            found = predict(request)
+        except UsageError as error:
+            rows.append({"run": cell.folder, "problem": str(error)})
+            continue
+        kept = ("samples", "calls", "tokens", "usd", "basis")
+        rows.append({"run": cell.folder, **{key: found[key] for key in kept}})
+    published = {f"{r.arm}: {r.source}": r.total_usd for r in place.experiment.references if r.usd}
+    if as_json:
+        print(json.dumps({"runs": rows, "max_usd": place.experiment.max_usd,
+                          "published_usd": published}))  # fmt: skip
+        return Exit.OK
+    print(render_estimate(rows, published, place.experiment.max_usd))
+    return Exit.OK
+
+
 def report_command(name: str, *, model: str | None, out: Path | None) -> int:
     """Write the results page and the lock from the records of the runs."""
     place = _Place.of(name, model, out)
@@ -120,13 +152,31 @@ def report_command(name: str, *, model: str | None, out: Path | None) -> int:
     found = _compared(place.experiment, runs)
     place.results.mkdir(parents=True, exist_ok=True)
     page = render_results(
-        place.name, place.experiment, found, commands=_commands(place, runs, model), plots={}
+        place.name,
+        place.experiment,
+        found,
+        commands=_commands(place, runs, model),
+        plots={suite: _draw(place, suite, own) for suite, own in found.items()},
     )
     (place.results / "results.md").write_text(page, encoding="utf-8")
     (place.results / "lock.json").write_text(json.dumps(lock(runs), indent=2) + "\n", "utf-8")
     print(page)
     print(f"written to {relative(place.results / 'results.md')}", file=sys.stderr)
     return Exit.OK
+
+
+def _draw(place: _Place, suite: str, found: RunComparison) -> list[str]:
+    """Draw the plots that a page of text lives on; gives their files."""
+    drawn = plots(found.arms, found.outcomes)
+    simulated = " (simulated model)" if found.label else ""
+    made = []
+    for name in ("score-by-length", "score-by-cost"):
+        if name in drawn:
+            file = f"{suite}-{name}.svg"
+            title = f"{suite}: {name.replace('-', ' ')}{simulated}"
+            (place.results / file).write_bytes(render(drawn[name], "svg", title))
+            made.append(file)
+    return made
 
 
 def _compared(experiment: Experiment, runs: Mapping[str, Run]) -> dict[str, RunComparison]:
@@ -164,27 +214,34 @@ def _commands(place: _Place, runs: Mapping[str, Run], model: str | None) -> list
     ]
 
 
+def _models(cell: Cell, replaced: str | None) -> dict[str, str]:
+    if replaced is not None:
+        return {"model": replaced}
+    models = {"model": cell.arm.model, "sub_model": cell.arm.sub_model}
+    return {name: value for name, value in models.items() if value is not None}
+
+
+def _limit(cell: Cell, given: int | None) -> int | None:
+    limits = [limit for limit in (given, cell.suite.limit) if limit is not None]
+    return min(limits, default=None)
+
+
 def _request(
     place: _Place, cell: Cell, request: ExperimentRequest, folder: Path, max_usd: float
 ) -> RunRequest:
     from fleet_rlm.cli.run import RunRequest
 
-    limits = [limit for limit in (request.limit, cell.suite.limit) if limit is not None]
-    models = {"model": cell.arm.model, "sub_model": cell.arm.sub_model}
-    if request.model is not None:
-        models = {"model": request.model, "sub_model": None}
-    given = {name: value for name, value in models.items() if value is not None}
     return RunRequest(
         suite=cell.suite.suite,
         program=cell.arm.program,
-        flags={**request.flags, **given},
+        flags={**request.flags, **_models(cell, request.model)},
         price=None,
         sub_price=None,
         judge=cell.arm.judge and (request.model or cell.arm.judge),
         allow_same_judge=request.model is not None,
         corpus=None,
         overrides=cell.overrides,
-        limit=min(limits, default=None),
+        limit=_limit(cell, request.limit),
         epochs=place.experiment.epochs,
         iterations=None,
         sub_calls=None,

@@ -122,6 +122,43 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
     return Grid(("task", "length", *pairs, ended), shown, words={"task", ended})
 
 
+RECURSION = (
+    "Means over answers. repeated: sub-queries that had been asked word for word before. read:"
+    " share of the context that a model was shown at most, by distinct sub-model prompts and printed"
+    " output. tokens back: printed output that returned to the root's prompt."
+)
+
+
+def recursion_grid(found: RunComparison) -> Grid | None:
+    """What RLMs did, an arm a row; None where there is none."""
+    heads = ("arm", "answers", "turns", "sub-queries", "repeated", "children", "deepest", "read",
+             "code errors", "tokens back")  # fmt: skip
+    rows = [
+        _recursion(name, outcomes.recursion)
+        for name, outcomes in zip(found.names, found.outcomes, strict=True)
+        if outcomes.recursion
+    ]
+    return Grid(heads, rows, words={"arm"}) if rows else None
+
+
+def _recursion(name: str, found: Sequence[Mapping[str, int]]) -> tuple[str, ...]:
+    total = {key: sum(one[key] for one in found) for key in found[0]}
+    read = [min(1.0, one["read_chars"] / max(1, one["context_chars"])) for one in found]
+    n = len(found)
+    return (
+        name,
+        str(n),
+        f"{total['turns'] / n:.1f}",
+        f"{total['sub_calls'] / n:.1f}",
+        f"{total['duplicates'] / max(1, total['sub_calls']):.1%}",
+        f"{total['children'] / n:.1f}",
+        str(max(one["depth"] for one in found)),
+        f"{sum(read) / n:.0%}",
+        f"{total['code_errors'] / max(1, total['blocks']):.1%}",
+        f"{total['returned_tokens'] / n:,.0f}",
+    )
+
+
 def _both(row: Row) -> Iterator[tuple[str, ...]]:
     sides: tuple[Side, Side] = (row.baseline, row.candidate)
     for side in sides:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fleet_rlm.report.comparison import cost_grid, difference_grid, notes, stops
+from fleet_rlm.report.comparison import (
+    RECURSION,
+    cost_grid,
+    difference_grid,
+    notes,
+    recursion_grid,
+    stops,
+)
 from fleet_rlm.report.grid import Grid
 from fleet_rlm.report.tables import count, interval, number, short_length
 from fleet_rlm.runner.compare import ALL, RunComparison
@@ -37,8 +44,8 @@ def render_results(
     parts += [experiment.about] if experiment.about else []
     parts.append("```bash\n" + "\n".join(commands) + "\n```")
     for suite, comparison in found.items():
-        parts += [f"## {suite}", *_suite(comparison, experiment)]
-        parts += [f"![{_alt(file)}]({file})" for file in plots.get(suite, ())]
+        parts += [f"## {suite}", *(f"![{_alt(file)}]({file})" for file in plots.get(suite, ()))]
+        parts += _suite(comparison, experiment)
     parts += ["## What ran", _ran(found).to_markdown()]
     parts.append(
         "Versions, prices, revision and digests of each run: [lock.json](lock.json). Scores are"
@@ -46,6 +53,39 @@ def render_results(
         " the coverage."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def render_estimate(
+    rows: Sequence[Mapping[str, Any]], published: Mapping[str, float], max_usd: float
+) -> str:
+    """What an experiment is expected to take.
+
+    Args:
+        rows: a run each: an estimate, or the problem that kept it from one.
+        published: whose figures -> what they come to in dollars, for the published questions.
+        max_usd: cap of the experiment.
+    """
+    known = [row for row in rows if "usd" in row]
+    heads = ("run", "samples", "calls", "tokens", "$", "$ from", "$ to", "basis")
+    lines = [
+        (row["run"], f"{row['samples']:,}", f"{row['calls'][1]:,.0f}", count(row["tokens"][1]),
+         *(f"{row['usd'][at]:,.2f}" for at in (1, 0, 2)), row["basis"])
+        for row in known
+    ]  # fmt: skip
+    parts = []
+    if known:
+        parts.append(Grid(heads, lines, words={"run", "basis"}).to_text())
+        low, expected, high = (sum(row["usd"][at] for row in known) for at in range(3))
+        runs = f"{len(known)} of {len(rows)} runs"
+        parts.append(f"${expected:,.2f} for {runs}, from ${low:,.2f} to ${high:,.2f}")
+    problems = dict.fromkeys(row["problem"] for row in rows if "problem" in row)
+    parts += [f"no estimate for the other runs: {problem}" for problem in problems]
+    if published:
+        spent = [f"${usd:,.2f}  {whose}" for whose, usd in published.items()]
+        total = f"${sum(published.values()):,.2f}  all of these"
+        parts.append("\n".join(["at published dollars a question:", *spent, total]))
+    parts.append(f"cap of the experiment: ${max_usd:g}")
+    return "\n\n".join(parts)
 
 
 def lock(runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -79,6 +119,9 @@ def _suite(comparison: RunComparison, experiment: Experiment) -> Iterator[str]:
     if references := _references(comparison, experiment):
         yield "Published scores beside ours; their samples, prompts and prices are not ours:"
         yield references.to_markdown()
+    if recursion := recursion_grid(comparison):
+        yield "What the RLMs did. " + RECURSION
+        yield recursion.to_markdown()
     for name in comparison.names[1:]:
         rows = [row for row in comparison.rows if row.arm == name]
         yield f"### {name} less {comparison.names[0]}"

@@ -16,7 +16,14 @@ import orjson
 
 from fleet_rlm.errors import UsageError, one_line
 from fleet_rlm.report import plots
-from fleet_rlm.report.comparison import cost_grid, difference_grid, notes, stops
+from fleet_rlm.report.comparison import (
+    RECURSION,
+    cost_grid,
+    difference_grid,
+    notes,
+    recursion_grid,
+    stops,
+)
 from fleet_rlm.report.grid import Grid
 from fleet_rlm.report.tables import count, interval, number
 from fleet_rlm.runner.compare import RunComparison
@@ -66,7 +73,7 @@ def render_page(
     packed, left_out = _trajectories(runs, records, redactor, max_trajectories)
     samples = [row for name in runs for row in _samples(name, runs[name], records[name], redactor)]
     data = {"plots": drawn, "samples": samples, "trajectories": packed}
-    body = "\n".join(_body(found, records, drawn, left_out))
+    body = "\n".join(_body(found, drawn, left_out))
     return Page(_document(found, body, data), drawn, left_out)
 
 
@@ -109,7 +116,6 @@ def _document(found: RunComparison, body: str, data: Mapping[str, Any]) -> str:
 
 def _body(
     found: RunComparison,
-    records: Mapping[str, Sequence[Record]],
     drawn: Mapping[str, plots.Spec],
     left_out: int,
 ) -> Iterator[str]:
@@ -129,14 +135,10 @@ def _body(
     )
     if found.rows:
         yield from _comparisons(found)
-    if recursion := _recursion(records):
+    if recursion := recursion_grid(found):
         yield "<h2>Recursion</h2>"
         yield recursion.to_html()
-        yield (
-            "<p class=dim>Means over answers. read: share of the context that a model was shown, at"
-            " most: distinct sub-model prompts and printed output. repeated: sub-queries asked word"
-            " for word before. back: tokens of output that returned to the root's prompt.</p>"
-        )
+        yield f"<p class=dim>{escape(RECURSION)}</p>"
     yield from _sample_table(left_out)
 
 
@@ -232,33 +234,6 @@ def _comparisons(found: RunComparison) -> Iterator[str]:
         yield cost_grid(rows).to_html()
         yield "</details>"
     yield "".join(f"<p class=dim>{escape(n)}</p>" for n in notes(found, bullet="").splitlines())
-
-
-def _recursion(records: Mapping[str, Sequence[Record]]) -> Grid | None:
-    heads = ("arm", "answers", "turns", "sub-queries", "repeated", "children", "deepest", "read",
-             "code errors", "tokens back")  # fmt: skip
-    rows = []
-    for name, own in records.items():
-        found = [record.recursion for record in own if record.recursion]
-        if not found:
-            continue
-        total = {key: sum(one[key] for one in found) for key in found[0]}
-        read = [min(1.0, one["read_chars"] / max(1, one["context_chars"])) for one in found]
-        rows.append(
-            (
-                name,
-                str(len(found)),
-                f"{total['turns'] / len(found):.1f}",
-                f"{total['sub_calls'] / len(found):.1f}",
-                f"{total['duplicates'] / max(1, total['sub_calls']):.1%}",
-                f"{total['children'] / len(found):.1f}",
-                str(max(one["depth"] for one in found)),
-                f"{sum(read) / len(read):.0%}",
-                f"{total['code_errors'] / max(1, total['blocks']):.1%}",
-                f"{total['returned_tokens'] / len(found):,.0f}",
-            )
-        )
-    return Grid(heads, rows, words={"arm"}) if rows else None
 
 
 def _sample_table(left_out: int) -> Iterator[str]:

@@ -63,6 +63,17 @@ class ReferenceTable(_Table):
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]]
     """Task -> score, from 0 to 1."""
 
+    usd: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Task -> dollars of a question, as published."""
+
+    questions: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Task -> number of questions, as published."""
+
+    @property
+    def total_usd(self) -> float:
+        """What the published dollars come to."""
+        return sum(usd * self.questions.get(task, 0) for task, usd in self.usd.items())
+
 
 class Experiment(_Table):
     """`experiments/NAME/experiment.toml`."""
@@ -83,6 +94,9 @@ class Experiment(_Table):
 
     suites: Annotated[list[SuiteTable], Field(min_length=1)]
     arms: Annotated[list[ArmTable], Field(min_length=2)]
+    stand_ins: list[SuiteTable] = Field(default_factory=list)
+    """What a dry run with the simulated model runs in place of suites that need data or a key."""
+
     references: list[ReferenceTable] = Field(default_factory=list)
 
     @property
@@ -116,6 +130,13 @@ class Cell:
         if self.arm.guidance:
             found["program.guidance"] = self.arm.guidance
         return [f"{key}={json.dumps(value)}" for key, value in found.items()]
+
+
+def dry(experiment: Experiment) -> Experiment:
+    """The experiment on its stand-ins, where it has some; nothing published is held beside them."""
+    if not experiment.stand_ins:
+        return experiment
+    return experiment.model_copy(update={"suites": experiment.stand_ins, "references": []})
 
 
 def cells(experiment: Experiment) -> Iterator[Cell]:
@@ -153,7 +174,11 @@ def load_experiment(path: Path) -> Experiment:
 
 def _check_names(found: Experiment, path: Path) -> None:
     arms = [arm.name for arm in found.arms]
-    for what, names in (("arm", arms), ("suite", [suite.title for suite in found.suites])):
+    for what, names in (
+        ("arm", arms),
+        ("suite", [suite.title for suite in found.suites]),
+        ("suite", [suite.title for suite in found.stand_ins]),
+    ):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"{path}: two {what}s are named {twice!r}.")
     for key, named in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,9 @@ class Outcomes:
 
     scored: int
     """Records that have a score."""
+
+    recursion: list[Mapping[str, int]]
+    """What an RLM did in each record that has it, as `recursion.Recursion`."""
 
     def cost(self, wanted: NDArray[np.bool_]) -> Cost:
         """What the samples cost that a mask over `samples` picks, and how they ended."""
@@ -130,6 +133,7 @@ def read_outcomes(folders: Sequence[Path]) -> Outcomes:
         seconds=of_record("working_s"),
         stops=np.array(columns.get("stop", []), dtype=np.str_),
         scored=int((~np.isnan(raw)).sum()),
+        recursion=[found for found in columns.get("recursion", []) if found],
     )
 
 
