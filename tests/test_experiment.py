@@ -66,7 +66,13 @@ def test_an_experiment_runs_resumes_and_is_rendered_from_its_records(project, co
         assert path.read_bytes().startswith(data)
     page = (folder / "results.md").read_text()
     assert done.stdout.strip() == page.strip()
-    for part in ("simulated model: these", "What the RLMs did", "### one turn less direct", "A paper", "0.250 / "):
+    for part in (
+        "simulated model: these",
+        "What the RLMs did",
+        "### one turn less direct",
+        "A paper",
+        "0.250 / ",
+    ):
         assert part in page
     assert page.count("| needle | ") >= 2
     plot = (folder / "quickstart-score-by-cost.svg").read_text()
@@ -129,11 +135,10 @@ def test_a_dry_run_takes_stand_ins_and_an_estimate_says_what_is_missing(project,
     shown = command("experiment", "estimate", "which", "-m", "sim").stdout
     assert "needle-seed3--one-turn" in shown
     assert "2 of 2 runs" in shown
-    done = command(
-        "experiment", "run", "which", "-m", "sim", "--no-mlflow", "--display", "none"
-    )
+    done = command("experiment", "run", "which", "-m", "sim", "--no-mlflow", "--display", "none")
     assert done.returncode == 0, done.stderr
     page = (folder.parent / "which--sim" / "results.md").read_text()
     assert "fleet-eval experiment run which --model sim" in page
     assert "A paper" not in page
+    assert "nothing on this page speaks of rlm-paper" in page
     assert not (folder / "results.md").exists()

@@ -124,8 +124,8 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
 
 RECURSION = (
     "Means over answers. repeated: sub-queries that had been asked word for word before. read:"
-    " share of the context that a model was shown at most, by distinct sub-model prompts and printed"
-    " output. tokens back: printed output that returned to the root's prompt."
+    " share of the context that a model was shown at most, by distinct sub-model prompts and"
+    " printed output. tokens back: printed output that returned to the root's prompt."
 )
 
 

@@ -19,7 +19,10 @@ Arms = Sequence[Mapping[str, Any]]
 # Okabe and Ito's colours, which people with colour-blindness tell apart: without the light yellow,
 # and with a blue that can be seen on dark grounds too.
 COLOURS = ("#1b87d1", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#8c6bb1")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "arrow")
+SHAPES = (
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right",
+    "triangle-left",
+)  # fmt: skip
 
 QUANTILES = 60
 """Points of a drawn distribution."""

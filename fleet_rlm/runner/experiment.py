@@ -136,7 +136,15 @@ def dry(experiment: Experiment) -> Experiment:
     """The experiment on its stand-ins, where it has some; nothing published is held beside them."""
     if not experiment.stand_ins:
         return experiment
-    return experiment.model_copy(update={"suites": experiment.stand_ins, "references": []})
+    named = ", ".join(suite.title for suite in experiment.suites)
+    note = f"Dry run on stand-ins: nothing on this page speaks of {named}, which was not run."
+    return experiment.model_copy(
+        update={
+            "suites": experiment.stand_ins,
+            "references": [],
+            "about": f"{experiment.about.strip()}\n\n**{note}**".strip(),
+        }
+    )
 
 
 def cells(experiment: Experiment) -> Iterator[Cell]:

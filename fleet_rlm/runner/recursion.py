@@ -52,9 +52,9 @@ def measure(steps: Sequence[Mapping[str, Any]], context_chars: int) -> Recursion
         context_chars: characters of the whole context.
 
     Returns:
-        None for the trajectory of a program that is no RLM.
+        None for the trajectory of a program that does not note its queries: it is no RLM of ours.
     """
-    if not steps or any("code" not in step for step in steps):
+    if not steps or any("code" not in step or "queries" not in step for step in steps):
         return None
     blocks = [step for _, step in _walk(steps, 0)]
     queries = [query for step in blocks for query in step.get("queries") or ()]
