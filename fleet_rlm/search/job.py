@@ -356,9 +356,21 @@ class _Session:
             "winner": found.winner,
             "front": list(found.front),
             "importances": study.importances(),
+            "history": self._history(found),
             "trials": [self._row(trial) for trial in found.trials],
         }
         _write(self.job.folder / TRIALS, content)
+
+    def _history(self, found: StudyResult) -> list[dict[str, Any]]:
+        """What was best after each generation, and what had been spent by then."""
+        path = self.job.folder / TRIALS
+        known = json.loads(path.read_text(encoding="utf-8"))["history"] if path.exists() else []
+        before = [row for row in known if row["trials"] < len(found.trials)]
+        if len(known) > len(before):  # a resumed job looks at this generation again
+            return list(known)
+        spent = self.purse.usage
+        now = {"trials": len(found.trials), "best": found.winner}
+        return [*before, now | {"calls": spent.calls, "usd": round(spent.usd, 9)}]
 
     def _row(self, trial: TrialResult) -> dict[str, Any]:
         values = trial.values
