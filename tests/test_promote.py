@@ -112,7 +112,7 @@ def test_a_dry_run_starts_nothing_and_warns_of_a_cap_that_is_too_small(ask, proj
     said = ask("run", "small", "--dry-run", "--json", "--max-usd", "0.5", "--out", "elsewhere")
     plan = json.loads(said.out)
     assert not (project / "elsewhere").exists()
-    assert [stage["name"] for stage in plan["stages"]] == ["baseline", "study", "sealed test"]
+    assert [stage["name"] for stage in plan["stages"]] == ["first trials", "study", "sealed test"]
     assert [stage["samples"] for stage in plan["stages"]] == [8, 48, 16]
     assert plan["usd"] == pytest.approx(sum(stage["usd"] for stage in plan["stages"]))
     assert plan["fits"] < 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ class Candidates:
 
     instructions: Mapping[str, tuple[Instruction, ...]]
     demos: Mapping[str, tuple[tuple[Demo, ...], ...]]
+    best: Mapping[str, int] = field(default_factory=dict)
+    """Instructions that did best on the training samples, by position; the others' are their own.
+    Empty where none did better than the program's own."""
+
+    passes: tuple[Mapping[str, Any], ...] = ()
+    """Passes over the training samples: `params`, mean `score`, and `calls` of the job by then."""
 
     @property
     def predictors(self) -> tuple[str, ...]:
@@ -39,9 +45,15 @@ class Candidates:
 
     def only(self, names: Collection[str]) -> Candidates:
         """The candidates of these predictors."""
-        return Candidates(
-            {name: found for name, found in self.instructions.items() if name in names},
-            {name: found for name, found in self.demos.items() if name in names},
+
+        def of_them(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: found for name, found in table.items() if name in names}
+
+        return replace(
+            self,
+            instructions=of_them(self.instructions),
+            demos=of_them(self.demos),
+            best=of_them(self.best),
         )
 
     def with_instruction(
@@ -55,7 +67,7 @@ class Candidates:
         if text is None or text in {found.text for found in known}:
             return self, None
         more = {**self.instructions, name: (*known, Instruction(text, source))}
-        return Candidates(more, self.demos), len(known)
+        return replace(self, instructions=more), len(known)
 
     def where(self, fault: Callable[[list[str], bool], str | None]) -> tuple[Candidates, list[str]]:
         """The candidates without a fault, the baseline's own always among them; and the others.
@@ -67,7 +79,7 @@ class Candidates:
             The rest, and a line for each that is left out.
         """
         left_out = []
-        instructions, demos = {}, {}
+        instructions, demos, best = {}, {}, {}
         for name in self.predictors:
             own, *others = self.instructions[name]
             faults = {found: fault([found.text], True) for found in others}
@@ -77,6 +89,9 @@ class Candidates:
                 for found, why in faults.items()
                 if why
             ]
+            chosen = self.instructions[name][self.best.get(name, 0)]
+            if chosen in instructions[name]:
+                best[name] = instructions[name].index(chosen)
             kept = [self.demos[name][0]]
             for drawn in self.demos[name][1:]:
                 why = fault([text for _, text in texts(list(drawn))], False)
@@ -85,7 +100,10 @@ class Candidates:
                 else:
                     kept.append(drawn)
             demos[name] = tuple(kept)
-        return Candidates(instructions, demos), left_out
+        # Positions that passes name hold only while nothing was taken out before them.
+        passes = () if left_out else self.passes
+        clean = replace(self, instructions=instructions, demos=demos, best=best, passes=passes)
+        return clean, left_out
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -94,6 +112,8 @@ class Candidates:
                 for name, texts in self.instructions.items()
             },
             "demos": {name: [list(found) for found in sets] for name, sets in self.demos.items()},
+            "best": dict(self.best),
+            "passes": list(self.passes),
         }
 
     @classmethod
@@ -107,6 +127,8 @@ class Candidates:
                 name: tuple(tuple(demos) for demos in sets)
                 for name, sets in stored["demos"].items()
             },
+            best=stored["best"],
+            passes=tuple(stored["passes"]),
         )
 
 

@@ -302,10 +302,12 @@ class _Session:
         job, recipe = self.job, self.job.recipe
         self.lab = replace(self.lab, candidates=self._candidates())
         space = make_space(recipe, job.arm.settings, job.arm.sub.name, self.lab.candidates)
+        best = space.first(self.lab.candidates)
         study = Study(
             self.lab,
             space,
             job.split.validation,
+            first=[space.baseline, *([best] if best != space.baseline else [])],
             trials=recipe.trials,
             batch=recipe.batch,
             policy=recipe.policy,
@@ -327,7 +329,8 @@ class _Session:
         found = self.lab.candidates
         if job.recipe.learns:
             writer = Writer(job.proposer, self.purse, job.folder / "written.jsonl", self.say)
-            learning = Learning(self.lab, job.recipe, job.split.train, writer, self.say)
+            spent = partial(getattr, self.purse, "usage")
+            learning = Learning(self.lab, job.recipe, job.split.train, writer, spent, self.say)
             found = self._without_leaks(learning.candidates())
         write_candidates(path, found, job.identity())
         return found

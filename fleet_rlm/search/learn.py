@@ -16,6 +16,7 @@ from typing import Any
 import dspy
 
 from fleet_rlm.errors import UsageError
+from fleet_rlm.ledger import Usage
 from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.record import Record, last_records
@@ -39,6 +40,8 @@ class _Pass:
     folder: Path
     params: Params
     records: Sequence[Record]
+    calls: int
+    """Of the job, when it ended."""
 
     @property
     def score(self) -> float:
@@ -54,6 +57,7 @@ class Learning:
         recipe: which candidates, and how many.
         samples: to learn from.
         writer: the model that writes instructions.
+        spent: what the job has spent so far.
         say: told of each step.
     """
 
@@ -63,8 +67,10 @@ class Learning:
         recipe: Recipe,
         samples: Sequence[PlannedSample],
         writer: Writer,
+        spent: Callable[[], Usage],
         say: Callable[[str], None],
     ) -> None:
+        self._spent = spent
         self._lab, self._recipe, self._samples = lab, recipe, samples
         self._writer, self._say = writer, say
         self._passes: list[_Pass] = []
@@ -81,7 +87,11 @@ class Learning:
             found = self._with_demos(found)
         if recipe.uses("proposals"):
             found = self._with_proposals(found)
-        return found
+        passes = [
+            {"params": dict(one.params), "score": one.score, "calls": one.calls}
+            for one in self._passes
+        ]
+        return replace(found, passes=tuple(passes))
 
     def _with_reflections(self, found: Candidates, first: _Pass) -> Candidates:
         """A chain: each round mends the instruction that did best so far, a predictor in turn."""
@@ -104,7 +114,8 @@ class Learning:
                 f" before {best.score:.3f}"
             )
             best = tried if tried.score >= best.score else best
-        return found
+        positions = {name: int(best.params.get(name + INSTRUCTION, 0)) for name in found.predictors}
+        return replace(found, best=positions if best.score > first.score else {})
 
     def _with_demos(self, found: Candidates) -> Candidates:
         pool: dict[str, dict[str, list[Step]]] = {}
@@ -149,7 +160,8 @@ class Learning:
         self._lab.run(replace(arm, entry=replace(arm.entry, make=traced)), self._samples, folder)
         ids = {sample.id for sample in self._samples}
         last = last_records(read_records(folder / "records.jsonl")).values()
-        found = _Pass(folder, params, [record for record in last if record.sample in ids])
+        mine = [record for record in last if record.sample in ids]
+        found = _Pass(folder, params, mine, self._spent().calls)
         if not sample_means(found.records):
             raise UsageError(
                 f"No training sample has a score, so nothing can be learned: see {folder}.",

@@ -66,11 +66,12 @@ def plan_job(job: Compilation) -> JobPlan:
     """Count what each stage runs and multiply with what earlier runs of the program took."""
     recipe, parts = job.recipe, job.split
     race = _race(parts.validation, recipe.batch)
-    tried = recipe.trials - 1
+    first = 1 + recipe.learns
+    tried = max(0, recipe.trials - first)
     passes = 1 + recipe.reflections * recipe.uses("reflections")
     stages = {
         "training": passes * list(parts.train),
-        "baseline": list(parts.validation),
+        "first trials": first * list(parts.validation),
         "study": [sample for _ in range(-(-tried // GENERATION)) for sample in race],
         "sealed test": 2 * list(parts.test),
     }
@@ -86,7 +87,7 @@ def plan_job(job: Compilation) -> JobPlan:
     usd = {stage.name: stage.usd for stage in shown}
     fits = None
     if job.caps.usd is not None:
-        fixed = usd.get("training", 0.0) + usd["baseline"] + MARGIN * usd["sealed test"]
+        fixed = usd.get("training", 0.0) + usd["first trials"] + MARGIN * usd["sealed test"]
         one = usd["study"] / max(1, tried)
         fits = max(0, min(tried, int((job.caps.usd - fixed) / one))) if one else tried
     basis = next(iter(made.values()))[1].basis

@@ -35,6 +35,18 @@ class Space:
         """Points in the space."""
         return math.prod(len(choices) for choices in self.choices.values())
 
+    def first(self, candidates: Candidates) -> Params:
+        """What learning found best: its best instructions, else its first worked examples.
+
+        The baseline where it found neither.
+        """
+        ending, positions = INSTRUCTION, candidates.best
+        if not positions:
+            ending, positions = DEMOS, dict.fromkeys(candidates.predictors, 1)
+        found = {name + ending: position for name, position in positions.items()}
+        known = {name: position for name, position in found.items() if name in self.choices}
+        return {**self.baseline, **known}
+
     def points(self, limit: int) -> Iterator[dict[str, int | str]]:
         """The first `limit` points."""
         for values in islice(product(*self.choices.values()), limit):

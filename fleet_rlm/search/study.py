@@ -90,6 +90,7 @@ class Study:
     Args:
         lab: measures candidates.
         space: what is varied.
+        first: trials that run the whole validation before any race, the baseline first.
         samples: the validation, in racing order.
         trials: to try, the baseline among them.
         batch: samples of the first rung.
@@ -103,12 +104,14 @@ class Study:
         space: Space,
         samples: Sequence[PlannedSample],
         *,
+        first: Sequence[Params],
         trials: int,
         batch: int,
         policy: str,
         seed: int,
     ) -> None:
         self._lab, self._space, self._samples = lab, space, samples
+        self._first = first
         self._wanted = min(trials, space.size)
         self._rungs = rungs(batch, len(samples))
         self._policy, self._seed = policy, seed
@@ -129,7 +132,7 @@ class Study:
         """
         ended = f"all {self._wanted} trials are done"
         generation = 0
-        while generation * GENERATION < self._wanted - 1 + GENERATION:
+        while self._size(generation) > 0:
             members = self._members(generation)
             if not members:
                 ended = "every point that could be drawn was tried"
@@ -213,8 +216,7 @@ class Study:
                 self._fix(Trial(self._study, trial._trial_id))
             elif trial.state == TrialState.WAITING:
                 self._fix(self._study.ask())
-        size = 1 if generation == 0 else self._wanted - 1 - (generation - 1) * GENERATION
-        for _ in range(min(GENERATION, size) - len(of_it)):
+        for _ in range(self._size(generation) - len(of_it)):
             params = self._propose()
             if params is None:
                 break
@@ -223,6 +225,12 @@ class Study:
             self._fix(self._study.ask())
         return [t for t in self._frozen if t.user_attrs["generation"] == generation]
 
+    def _size(self, generation: int) -> int:
+        """Trials of a generation, 0 or below after the last one."""
+        if generation == 0:
+            return len(self._first)
+        return min(GENERATION, self._wanted - len(self._first) - (generation - 1) * GENERATION)
+
     def _fix(self, trial: Trial) -> None:
         for name, choices in self._space.choices.items():
             trial.suggest_categorical(name, choices)
@@ -230,8 +238,8 @@ class Study:
     def _propose(self) -> Params | None:
         """Choices for the next trial: a function of the journal and the seed, nothing else."""
         frozen = self._frozen
-        if not frozen:
-            return self._space.baseline
+        if len(frozen) < len(self._first):
+            return self._first[len(frozen)]
         tried = [trial.params for trial in frozen]
         for redraw in range(REDRAWS):
             params = self._draw(frozen, redraw)

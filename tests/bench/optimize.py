@@ -153,7 +153,13 @@ def _joint(job: Compilation, truth: _Truth) -> Row:
     stored = open_job(str(job.folder), job.folder.parent)
     lab = _lab(job, read_candidates(job.folder / "candidates.json", job.identity()))
     assert stored.study is not None
-    path = [
+    # Before the study the best so far is what did best on the training samples.
+    path, best = [], -1.0
+    for step in lab.candidates.passes:
+        if step["score"] >= best:
+            best = step["score"]
+            path.append([step["calls"], truth.of(lab.arm_of(step["params"]))["score"]])
+    path += [
         [step["calls"], truth.of(lab.arm_of(stored.trial(step["best"])["params"]))["score"]]
         for step in stored.study["history"]
     ]
@@ -349,7 +355,11 @@ def _measure_pool() -> Row:
         lab = _lab(job, None)
         writer = Writer(job.proposer, lab.whole.purse, folder / "none", lambda _: None)
         started = time.monotonic()
-        pooled = Learning(lab, recipe, job.split.train, writer, lambda _: None).candidates()
+        purse = lab.whole.purse
+        learning = Learning(
+            lab, recipe, job.split.train, writer, lambda: purse.usage, lambda _: None
+        )
+        pooled = learning.candidates()
         ours = time.monotonic() - started
         records = last_records(read_records(job.folder / "train" / "0" / "records.jsonl")).values()
         started = time.monotonic()
