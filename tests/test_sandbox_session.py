@@ -263,6 +263,9 @@ def test_inputs_travel_once(session: Session) -> None:
         [1, [2, {"a": [3]}]],
         {"k": list(range(50_000))},
         {1: (2, {3})},
+        ["ünïcödé document " * 2_000, "", "short"],
+        ("document " * 2_000, "document " * 3_000),
+        {"one": "document " * 2_000, "two": "document " * 3_000},
     ],
     ids=lambda value: f"{type(value).__name__}-{len(repr(value))}",
 )
@@ -308,6 +311,19 @@ def test_inputs_may_be_larger_than_the_memory_limit(box: local.LocalSandbox) -> 
     assert small.execute("len(context)", {"context": context}).value == len(context)
     assert "MemoryError" in small.execute("y = b'x' * (2 << 30)").error
     small.close()
+
+
+def test_a_list_of_documents_is_as_quick_as_one_text(session: Session) -> None:
+    documents = [f"{n} " + "words " * 17_000 for n in range(300)]  # 30 MB
+    cell = "documents.append('mine'); [len(documents), documents[7][:2]]"
+    assert session.execute(cell, {"documents": documents}).value == [301, "7 "]
+    start, sent = time.process_time(), session.bytes_sent
+    for _ in range(20):
+        assert session.execute(cell, {"documents": documents}).value == [301, "7 "]
+    assert time.process_time() - start < 0.5  # twenty times pickled or hashed it would be 1.2 s
+    assert session.bytes_sent - sent < 20_000
+    documents[7] = "changed"
+    assert session.execute(cell, {"documents": documents}).value == [301, "ch"]
 
 
 def test_inputs_that_are_no_data_are_refused(session: Session) -> None:

@@ -127,6 +127,10 @@ def test_samples_never_share(box: local.LocalSandbox) -> None:
     assert sum(session.bytes_sent for session, _ in lists) < 1.5 * 90_000 * 100
     for session, _ in lists:
         assert session.execute("rows[1]['n']", {"rows": rows}).value == 1
+    papers = open_many(box, 2, HOLDER, papers=[text(str(n), MB) for n in range(20)])
+    assert papers[0][1] == papers[1][1]
+    assert sum(session.bytes_sent for session, _ in papers) < 1.1 * 20 * MB
+    lists += papers
     for session in [*sessions, *(session for session, _ in lists)]:
         session.close()
 

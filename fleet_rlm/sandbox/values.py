@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleet_rlm.errors import DataError
 
@@ -162,14 +162,37 @@ def _pickle(name: str, value: Any, fd: int | None = None) -> _Sink:
     return sink
 
 
+class Texts(NamedTuple):
+    """A list, tuple or dict of nothing but texts: told apart by these, without writing it out."""
+
+    kind: type
+    items: tuple[str, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> Texts | None:
+        """None if it is none, or small."""
+        kind = type(value)
+        if kind not in (list, tuple, dict) or not value:
+            return None
+        items = (*value, *value.values()) if kind is dict else tuple(value)
+        first_and_all = type(items[0]) is str and set(map(type, items)) == {str}
+        return cls(kind, items) if first_and_all and sum(map(len, items)) > INLINE_BYTES else None
+
+    def container(self) -> Any:
+        """It again."""
+        half = len(self.items) // 2
+        pairs = zip(self.items[:half], self.items[half:], strict=True)
+        return dict(pairs) if self.kind is dict else self.kind(self.items)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Held:
     """What a session holds under one name."""
 
     value: Any = None
-    """Of an immutable value: the object itself, which is recognised by identity."""
+    """Of an immutable value: the object itself, which is recognised by identity; or `Texts`."""
     digest: bytes | None = None
-    """Of a container: the hash of its pickle."""
+    """Of any other container: the hash of its pickle."""
     size: int = 0
     """Of a large one: bytes of memory, four for each character if one of them is rare enough."""
     blob: Blob | None = None
@@ -185,6 +208,9 @@ class Held:
 
     def open(self) -> tuple[str, int, int]:
         """Kind, descriptor and length of what was written; who sends the descriptor closes it."""
+        if isinstance(self.value, Texts):
+            with _sealed() as fd:
+                return "texts", fd, _pickle("texts", self.value.container(), fd).size
         if self.pickled is not None:
             fd, self.pickled = self.pickled, None
             return "pickle", fd, self.size
@@ -301,6 +327,10 @@ class Inputs:
             if old is None or old.digest or old.value is not value:
                 shipment.held[name] = Held(value=value)
                 shipment.specs.append({"name": name, "kind": "json", "value": value})
+        elif texts := Texts.of(value):
+            held = Held(value=texts, size=sum(map(sys.getsizeof, texts.items)))
+            if old is None or not old.equals(held):
+                shipment.held[name] = shipment.large[name] = held
         else:
             self._add_pickle(shipment, name, value, old)
 
