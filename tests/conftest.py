@@ -18,14 +18,18 @@ import pytest
 if TYPE_CHECKING:
     from tests.modal_loopback import LoopbackModal
 
+LIVE = "modal_live"
+"""Marker of the tests that need an account on Modal; asked for by that word alone."""
 _USERS_OWN = ("DSPY_", "MLFLOW_", "MODAL_", "OPENAI_", "ANTHROPIC_")
 _attempts: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported that reads the environment; child processes inherit it."""
+    live = config.option.markexpr == LIVE
     for name in list(os.environ):
-        if name.startswith(_USERS_OWN) or name.endswith("_API_KEY"):
+        kept = live and name.startswith("MODAL_")
+        if not kept and (name.startswith(_USERS_OWN) or name.endswith("_API_KEY")):
             del os.environ[name]
     # A checkout is tested as it stands, installed or not, also by the commands that tests start.
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -35,8 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shared CI machine is slow now and then, and a failure there must be the same on any other.
     hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
     hypothesis.settings.load_profile("suite")
-    socket.socket.connect = _guarded(socket.socket.connect)  # type: ignore[method-assign]
-    socket.socket.connect_ex = _guarded(socket.socket.connect_ex)  # type: ignore[method-assign]
+    if not live:
+        socket.socket.connect = _guarded(socket.socket.connect)  # type: ignore[method-assign]
+        socket.socket.connect_ex = _guarded(socket.socket.connect_ex)  # type: ignore[method-assign]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

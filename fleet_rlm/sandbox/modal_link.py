@@ -149,25 +149,25 @@ class ModalLink(Link):
             for spec in shipment.specs:
                 if "fd" not in spec:
                     continue
-                # a map, since one read ends at 2 GiB
-                with mmap(shipment.fds[spec.pop("fd")], spec["size"], prot=PROT_READ) as pages:
-                    data = pages[:]
-                name = spec["blob"] = hashlib.sha256(data).hexdigest()
+                fd = shipment.fds[spec.pop("fd")]
+                name = spec["blob"] = _digest(fd, spec["size"])
                 if name not in self._there:
-                    self._upload(f"{self._blobs}/{name}", data)
+                    self._upload(f"{self._blobs}/{name}", fd, spec["size"])
                     self._there.add(name)
-                    sent += len(data)
+                    sent += spec["size"]
             while shipment.fds:
                 os.close(shipment.fds.pop())
         self.uploaded += sent
         return sent
 
-    def _upload(self, path: str, data: bytes) -> None:
-        limit_s = ANSWER_S + len(data) * SECONDS_A_BYTE
+    def _upload(self, path: str, fd: int, size: int) -> None:
+        limit_s = ANSWER_S + size * SECONDS_A_BYTE
         try:
-            wait_for(self._sandbox.filesystem.write_bytes.aio(data, path), limit_s)
+            # as a file, which is sent piece by piece: there is no second copy in memory
+            file = f"/proc/self/fd/{fd}"
+            wait_for(self._sandbox.filesystem.copy_from_local.aio(file, path), limit_s)
         except Exception as error:
-            self._gone(f"an input of {len(data):,} bytes could not be sent: {describe(error)}")
+            self._gone(f"an input of {size:,} bytes could not be sent: {describe(error)}")
             raise SandboxError(f"the sandbox is gone: {self.lost}") from error
 
     def write(self, sid: int, kind: int, payload: bytes) -> None:
@@ -261,6 +261,11 @@ class _Fed:
         raise OSError("this end only reads")
 
     def close(self) -> None: ...
+
+
+def _digest(fd: int, size: int) -> str:
+    with mmap(fd, size, prot=PROT_READ) as pages, memoryview(pages) as view:
+        return hashlib.sha256(view).hexdigest()
 
 
 def describe(error: BaseException) -> str:

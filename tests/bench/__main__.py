@@ -1,6 +1,7 @@
 """`make bench`: runs benchmark rooms; all of them, without a name, and writes docs/performance.md.
 
-A room is a module of this folder with a function `tables`.
+A room is a module of this folder with a function `tables`; it goes by the first word of its file's
+name, so that none hides a package that it needs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "performance.md"
-ROOMS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("__main__", "measure"))
+ROOMS = {
+    path.stem.partition("_")[0]: path.stem
+    for path in sorted(HERE.glob("*.py"))
+    if path.stem not in ("__main__", "measure")
+}
 
 HEAD = """\
 # Performance
@@ -34,7 +39,7 @@ def main(wanted: list[str]) -> None:
     sections = [f"{_machine()}\n"]
     for room in wanted or ROOMS:
         sections.append(f"## {room}\n\n```bash\nmake bench-{room}\n```\n")
-        for table in importlib.import_module(room).tables():
+        for table in importlib.import_module(ROOMS[room]).tables():
             print(table.to_text(), flush=True)
             sections.append(table.to_markdown())
     print(_machine())

@@ -176,6 +176,13 @@ class Control(Service):
             volume_id=found.id, version=found.version, metadata=found.metadata()
         )
 
+    async def VolumeDelete(self, request: Any) -> Any:
+        volume = self.lab.volumes.pop(request.volume_id, None)
+        if volume is None:
+            raise missing(f"Volume {request.volume_id}")
+        shutil.rmtree(volume.root, ignore_errors=True)
+        return Empty()
+
     async def VolumePutFiles2(self, request: Any) -> Any:
         volume, absent = self.lab.volumes[request.volume_id], []
         for at, file in enumerate(request.files):

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -177,18 +176,3 @@ class LoopbackModal:
             yield
         finally:
             self.faults.pop(call, None)
-
-
-async def _serve_alone() -> None:
-    lab = LoopbackModal(sys.argv[1] if len(sys.argv) > 1 else "auto")
-    await lab.start()
-    lab.latency = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-    print(json.dumps(lab.environment()), flush=True)
-    # Until whoever started it lets go of its stdin.
-    await asyncio.to_thread(sys.stdin.read)
-    print(json.dumps({"peak": lab.peak, "calls": lab.calls}), flush=True)
-    await lab.stop()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve_alone())
