@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,9 @@ import pytest
 from dspy.utils import DummyLM
 from grpclib import GRPCError, Status
 
+import fleet_rlm
 from fleet_rlm import RLM, ModalInterpreter
+from fleet_rlm.runner import contexts
 from fleet_rlm.sandbox import modal_create
 from tests.modal_loopback import LoopbackModal
 
@@ -25,8 +32,8 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 @pytest.fixture
 def run(command: Any) -> Any:
-    def run_here(*words: str) -> Any:
-        return command("run", "quickstart", *SMALL, "--no-mlflow", "--json", *words)
+    def run_here(*words: str, suite: str = "quickstart") -> Any:
+        return command("run", suite, *SMALL, "--no-mlflow", "--json", *words)
 
     return run_here
 
@@ -164,3 +171,80 @@ def test_without_a_valid_token_nothing_is_run(
     assert done.returncode == 5
     assert "modal token new" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_shared_context_is_sent_once_and_mounted_alone(
+    lab: LoopbackModal, run: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contexts, "WORTH_TOKENS", 10_000)
+    lab.volumes.clear()
+    wide = ("--set", "lengths=[16000]", "--sandbox", "modal")
+    done = run(*wide, "--out", "shared", "--workers", "2", "-j", "4", suite="needle")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["coverage"] == 1.0
+    (volume,) = lab.volumes.values()
+    texts = [path for path in volume.root.rglob("*") if path.is_file()]
+    records, _ = read(project / "shared")
+    assert len(texts) == len({record["cluster"] for record in records}) < len(records)
+    for sandbox in lab.sandboxes.values():
+        (mount,) = sandbox.wanted.volume_mounts
+        assert mount.read_only
+        assert mount.sub_path.strip("/") in {path.name for path in texts}
+    assert lab.calls["TaskExecStdinWriteStream"] == 0
+    sent = lab.uploaded
+    assert sent < 2 * sum(path.stat().st_size for path in texts)
+    local = json.loads(run("--set", "lengths=[16000]", "--out", "here", suite="needle").stdout)
+    assert summary["tasks"] == local["tasks"]
+
+
+def test_tokens_that_expire_and_a_cut_upload_cost_no_sample(lab: LoopbackModal, run: Any) -> None:
+    lab.token_s = 1.0
+    cut = GRPCError(Status.DATA_LOSS, "cut")
+    with lab.failing("TaskExecStdinWriteStream", cut, None, cut):
+        done = run("--set", "lengths=[16000]", "--sandbox", "modal", "-j", "2", suite="needle")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["coverage"] == 1.0
+    assert lab.calls["TaskExecStdinWriteStream"] > 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_no_sandbox_and_the_run_resumes(
+    lab: LoopbackModal, run: Any, project: Path, times: int
+) -> None:
+    words = ["--sandbox", "modal", "--out", "cut", "-j", "2"]
+    command = [sys.executable, "-m", "fleet_rlm.cli.eval", "run", "quickstart", *SMALL, *words]
+    process = subprocess.Popen(
+        [*command, "--no-mlflow"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    with process:
+        until = time.monotonic() + 60
+        while not lab.live() and time.monotonic() < until:
+            time.sleep(0.01)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.wait(60) == 130
+    assert not lab.live()
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["coverage"] == 1.0
+
+
+def test_what_a_remote_session_prints_streams_while_it_runs(lab: LoopbackModal) -> None:
+    code = "print('begun', flush=True)\ngo_on()\nSUBMIT(answer='done')"
+    acts = [{"reasoning": "next", "code": f"```python\n{code}\n```"}]
+    seen = threading.Event()
+
+    def go_on() -> str:
+        assert seen.wait(20), "nothing came before the cell had ended"
+        return "on"
+
+    rlm = RLM("question -> answer", tools=[go_on], interpreter_factory=ModalInterpreter)
+    kinds = []
+    with dspy.context(lm=DummyLM(acts)):
+        for event in fleet_rlm.stream(rlm, question="?"):
+            kinds.append(event.kind)
+            if "begun" in str(event.text):
+                seen.set()
+    assert {"thought", "code", "stdout", "final"} <= set(kinds)

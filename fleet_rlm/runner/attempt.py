@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import dspy
@@ -31,7 +31,7 @@ from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.program.queries import SUB_LM_SETTING
 from fleet_rlm.runner.record import LIMIT_NAMES, ErrorInfo, Key, Record, Status
 from fleet_rlm.runner.recursion import measure
-from fleet_rlm.runner.sandboxes import TAGS_SETTING
+from fleet_rlm.runner.sandboxes import CONTEXT_SETTING, TAGS_SETTING
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.scoring import blind_scores, is_judged, score
 from fleet_rlm.scoring.judge import Judge
@@ -95,6 +95,9 @@ class Bench:
 
     interpreter_factory: Callable[[], CodeInterpreter] | None
     """None for programs that run no code."""
+
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    """Cluster -> digest of a context that Modal holds already."""
 
     judge: MeteredLM | None = None
     """Gives the official score of judged tasks."""
@@ -178,7 +181,7 @@ class Attempt:
             # A long text takes seconds to write; the program has its whole time all the same.
             self.ledger.restart()
             inputs = {"context": self._sample.context, "query": self._sample.query}
-            with dspy.context(**{CANCEL_SETTING: self._scope, TAGS_SETTING: self._tags}):
+            with dspy.context(**{CANCEL_SETTING: self._scope, **self._place}):
                 reply = ask(self._bench, inputs, self.ledger)
             return self._outcome(reply)
         except SampleError as error:
@@ -249,10 +252,14 @@ class Attempt:
         return self._bench.redactor.clean, self._bench.redactor.clean_data
 
     @property
-    def _tags(self) -> dict[str, str]:
-        """What a sandbox of this attempt is for."""
+    def _place(self) -> dict[str, Any]:
+        """DSPy settings that say what a sandbox of this attempt is for, and what it mounts."""
         planned, epoch = self.job
-        return {"task": planned.task, "sample": planned.id, "attempt": str(epoch)}
+        tags = {"task": planned.task, "sample": planned.id, "attempt": str(epoch)}
+        return {
+            TAGS_SETTING: tags,
+            CONTEXT_SETTING: self._bench.contexts.get(planned.cluster),
+        }
 
     def _judge(self, planned: PlannedSample) -> Judge | None:
         model = self._bench.judge

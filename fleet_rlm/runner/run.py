@@ -20,6 +20,7 @@ from fleet_rlm.lm.throttle import Gate
 from fleet_rlm.runner.arm import Arm, lock
 from fleet_rlm.runner.attempt import Bench, Job, Outcome
 from fleet_rlm.runner.budget import Before, Reserve, RunPurse
+from fleet_rlm.runner.contexts import share_contexts
 from fleet_rlm.runner.executor import (
     Done,
     Shard,
@@ -228,15 +229,17 @@ class _Session:
         self.progress.watch(self.purse)
         if self.arm.sandbox:
             self.arm.sandbox.prepare()
+        contexts = share_contexts(self.arm.sandbox, jobs)
         bench = make_bench(
             self.arm,
             self.redactor,
             board=board,
             purse=self.purse,
             tags=run_tags(self.store.folder, self.plan.suite),
+            contexts=contexts,
         )
         shards: list[Shard] = [ThreadShard(bench, self._finish, self.results)]
-        shards += [self._worker(board, row) for row in range(1, rows)]
+        shards += [self._worker(board, row, contexts) for row in range(1, rows)]
         with stop_on_signals(self.stop, self.progress.say):
             execute(
                 jobs,
@@ -263,7 +266,7 @@ class _Session:
             if (sample.id, epoch) in owing
         ]
 
-    def _worker(self, board: Board, row: int) -> ProcessShard:
+    def _worker(self, board: Board, row: int, contexts: Mapping[str, str]) -> ProcessShard:
         setup = Setup(
             arm=self.arm,
             suite=self.plan.suite,
@@ -273,6 +276,7 @@ class _Session:
             started=self.started,
             rows=board.rows,
             row=row,
+            contexts=contexts,
         )
         return ProcessShard(setup, board, self.results)
 
@@ -321,6 +325,7 @@ def make_bench(
     board: Board | None = None,
     purse: RunPurse | None = None,
     tags: Mapping[str, str] | None = None,
+    contexts: Mapping[str, str] | None = None,
 ) -> Bench:
     """Connect the models and make the program of an arm.
 
@@ -330,6 +335,7 @@ def make_bench(
         board: shared with the other processes of the run; one of its own when absent.
         purse: what the run may spend.
         tags: of sandboxes that are not on this machine: "run" and "suite".
+        contexts: from `share_contexts`.
     """
     board = board or Board()
     gate = Gate(board)
@@ -340,6 +346,7 @@ def make_bench(
         limits=arm.limits,
         redactor=redactor,
         purse=purse,
+        contexts=contexts or {},
         interpreter_factory=_interpreter_factory(arm, board, redactor, tags)
         if arm.entry.runs_code
         else None,

@@ -27,6 +27,9 @@ from fleet_rlm.sandbox.redact import Redactor
 TAGS_SETTING = "fleet_tags"
 """DSPy setting that says what a sandbox is for: `with dspy.context(fleet_tags={...})`."""
 
+CONTEXT_SETTING = "fleet_context"
+"""DSPy setting with the digest of the running sample's context, where Modal holds it already."""
+
 CELL_SECONDS = 120.0
 """Longest that one piece of generated code may compute, model calls not counted."""
 
@@ -166,8 +169,11 @@ class MeteredModal(_Counted, ModalInterpreter):
         if sandbox is None:
             assert recipe is not None
             tags = {**recipe.tags, **dspy.settings.get(TAGS_SETTING, {})}
+            context = dspy.settings.get(CONTEXT_SETTING)
             meter = _Meter(current_ledger(), recipe.usd_per_s)
-            sandbox = ModalBoxes(replace(recipe, tags=tags), pause=meter.pause, book=meter.book)
+            sandbox = ModalBoxes(
+                replace(recipe, tags=tags, context=context), pause=meter.pause, book=meter.book
+            )
         super().__init__(*arguments, sandbox=sandbox, **settings)
         self._own = own
         self._paid = sandbox

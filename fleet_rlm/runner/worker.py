@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -50,6 +50,8 @@ class Setup:
     started: float
     rows: int
     row: int
+    contexts: Mapping[str, str]
+    """From `share_contexts`."""
 
 
 class ProcessShard:
@@ -199,6 +201,7 @@ def _make_shard(setup: Setup, board: Board, send: Callable[[object], None]) -> A
         board=board,
         purse=purse,
         tags=run_tags(setup.folder, setup.suite),
+        contexts=setup.contexts,
     )
 
     def finish(outcome: Outcome) -> Outcome:

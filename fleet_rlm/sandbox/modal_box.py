@@ -18,10 +18,9 @@ from fleet_rlm.sandbox.levels import MODAL
 from fleet_rlm.sandbox.link import ANSWER_S
 from fleet_rlm.sandbox.modal_create import CREATE_S, Pause, create
 from fleet_rlm.sandbox.modal_link import SILENCE_S, ModalLink, describe, wait_for
-from fleet_rlm.sandbox.modal_recipe import HOME, LAYOUT, Recipe
+from fleet_rlm.sandbox.modal_recipe import BLOBS, HOME, LAYOUT, Recipe
 from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
-BLOBS = "/blobs"
 MOVE_S = 120.0
 """Longest wait for a volume."""
 OPEN_TRIES = 3
@@ -65,7 +64,9 @@ class ModalSandbox:
             _close_at_exit()
             self.started = time.monotonic()
             try:
-                self._link = ModalLink(self._sandbox, self._start_driver(), BLOBS)
+                self._link = ModalLink(
+                    self._sandbox, self._start_driver(), BLOBS, mounted=recipe.context
+                )
                 self._link.wait_ready(ANSWER_S)
                 self._lay_out()
                 return

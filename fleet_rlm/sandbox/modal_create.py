@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fleet_rlm.errors import SandboxError, SandboxUnavailable
 from fleet_rlm.sandbox.modal_link import describe, wait_for
 from fleet_rlm.sandbox.modal_pace import Pace
-from fleet_rlm.sandbox.modal_recipe import Recipe, make_image
+from fleet_rlm.sandbox.modal_recipe import BLOBS, CONTEXTS, SHARED, Recipe, make_image
 
 CREATE_S = 180.0
 """Longest wait for one create; beyond it Modal itself gives up on a start that is stuck."""
@@ -235,10 +235,15 @@ async def _create_once(kit: Kit, recipe: Recipe) -> Any:
 
 
 def _volumes(recipe: Recipe) -> dict[str, Any]:
-    if recipe.volume_name is None:
-        return {}
-    named = import_modal().Volume.from_name(recipe.volume_name, create_if_missing=True, version=2)
-    return {recipe.volume_path: named}
+    find = import_modal().Volume.from_name
+    found = {}
+    if recipe.volume_name is not None:
+        named = find(recipe.volume_name, create_if_missing=True, version=2)
+        found[recipe.volume_path] = named
+    if recipe.context is not None:
+        options = {"read_only": True, "sub_path": f"/{recipe.context}"}
+        found[f"{BLOBS}/{SHARED}"] = find(CONTEXTS).with_mount_options(**options)
+    return found
 
 
 def owner() -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox import driver
 from fleet_rlm.sandbox.link import ANSWER_S, Link, Opened
+from fleet_rlm.sandbox.modal_recipe import SHARED
 from fleet_rlm.sandbox.values import Shipment
 
 T = TypeVar("T")
@@ -107,13 +108,16 @@ class _Wire:
 class ModalLink(Link):
     """A supervisor behind the stdin and stdout of a process in a Modal sandbox."""
 
-    def __init__(self, sandbox: Any, process: Any, blobs: str) -> None:
+    def __init__(
+        self, sandbox: Any, process: Any, blobs: str, *, mounted: str | None = None
+    ) -> None:
         """Begin to read.
 
         Args:
             sandbox: a `modal.Sandbox`.
             process: the driver in it, in binary mode.
             blobs: folder for large inputs, by the sha256 of their content.
+            mounted: the sha256 of an input that lies in its folder `shared` already.
         """
         super().__init__()
         self.uploaded = 0
@@ -121,6 +125,7 @@ class ModalLink(Link):
         self._sandbox, self._process, self._blobs = sandbox, process, blobs
         self._wires: dict[int, _Wire] = {}
         self._there: set[str] = set()
+        self._mounted = mounted
         self._carrying = threading.Lock()
         self._writing = threading.Lock()
         loop = _loop(os.getpid())
@@ -151,7 +156,9 @@ class ModalLink(Link):
                     continue
                 fd = shipment.fds[spec.pop("fd")]
                 name = spec["blob"] = _digest(fd, spec["size"])
-                if name not in self._there:
+                if name == self._mounted:
+                    spec["blob"] = f"{SHARED}/{name}"
+                elif name not in self._there:
                     self._upload(f"{self._blobs}/{name}", fd, spec["size"])
                     self._there.add(name)
                     sent += spec["size"]

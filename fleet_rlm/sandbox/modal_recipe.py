@@ -12,6 +12,12 @@ from typing import Any
 from fleet_rlm.sandbox import confine, driver
 
 HOME = "/opt/fleet"
+BLOBS = "/blobs"
+"""Folder of large inputs, by digest."""
+CONTEXTS = "fleet-rlm-contexts"
+"""Volume of contexts that several sandboxes read."""
+SHARED = "shared"
+"""Folder in it of what other sandboxes read as well."""
 LAYOUT = ("knowledge", "memory", "cache", "output", "workspace")
 """Folders of a volume: documentation, the agent's notes, intermediate and final files, its desk."""
 INSIDE = (driver.__file__, confine.__file__)
@@ -51,6 +57,8 @@ class Recipe:
     volume_name: str | None = None
     """A volume (version 2) that is mounted writable; made when missing."""
     volume_path: str = "/data"
+    context: str | None = None
+    """Digest of a context in the volume of contexts, which is mounted read-only."""
     creates_per_s: float = 4.0
     """Sandboxes asked for a second, by all processes of this user together; a Modal workspace
     takes 5 before it refuses."""
