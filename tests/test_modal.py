@@ -19,7 +19,7 @@ from grpclib import GRPCError, Status
 
 from fleet_rlm import LocalInterpreter, ModalInterpreter
 from fleet_rlm.errors import LimitReached, SandboxUnavailable
-from fleet_rlm.sandbox import modal_create
+from fleet_rlm.sandbox import modal_box, modal_create, modal_link
 from fleet_rlm.sandbox.interpreter import CellError, SessionLost
 from fleet_rlm.sandbox.modal_pace import SLOWEST, Pace
 from tests.modal_loopback import LoopbackModal
@@ -242,6 +242,19 @@ def test_no_sandbox_outlives_its_host(lab: LoopbackModal, end: signal.Signals) -
             assert not lab.live()
     assert eventually(lambda: not lab.live())
     assert sandbox.wanted.idle_timeout_secs == 1
+
+
+def test_no_sandbox_outlives_a_lost_network(
+    lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modal_link, "PING_S", 0.2)
+    monkeypatch.setattr(modal_box, "SILENCE_S", 1.5)
+    with ModalInterpreter(idle_timeout=1) as session:
+        session.execute("1")
+        time.sleep(3.0)
+        (sandbox,) = lab.live()  # the host says that it is there
+        lab.latency["TaskExecStdinWrite"] = 20.0
+        assert eventually(lambda: sandbox.result is not None)
 
 
 def eventually(true: Callable[[], Any], seconds: float = 20.0) -> bool:
