@@ -18,13 +18,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from openai_server import openai_server
+from warm import warm
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)(.*)\n((?:.*\n)*?)^```$", re.M)
 KEYED = "export DSPY_LLM_API_KEY"
 
-# Commands run as written, but on two samples, without the mirror, and never beyond this machine.
+# Commands run as written, but on two samples or few trials, without the mirror, and never beyond
+# this machine.
 SHIM = """\
 #!/usr/bin/env bash
 if [[ "$1" == run && "{module}" == fleet_rlm.cli.eval ]]; then
@@ -34,10 +36,13 @@ fi
 if [[ "{module}" == fleet_rlm.cli.optimize && "$1" =~ ^(run|promote|rollback)$ ]]; then
   set -- "$@" --no-mlflow
 fi
+if [[ "$1" == run && "{module}" == fleet_rlm.cli.optimize ]]; then
+  [[ " $* " == *" --max-trials "* ]] || set -- "$@" --max-trials 3
+fi
 if [[ -n "${{DOCS_API_BASE:-}}" ]]; then
   set -- "$@" --api-base "$DOCS_API_BASE"
 fi
-exec {python} -m {module} "$@"
+exec {words} {module} "$@"
 """
 COMMANDS = {
     "fleet-eval": "fleet_rlm.cli.eval",
@@ -65,13 +70,20 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(line, found[1], title[1] if title else "", found[3])
 
 
-def make_project(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """What runs a module in a process that is warm."""
+    with warm(tmp_path_factory.mktemp("warm")) as found:
+        yield found
+
+
+def make_project(folder: Path, words: Sequence[str]) -> Path:
     """A project with the commands in its .venv, and books."""
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, module in COMMANDS.items():
         shim = programs / name
-        shim.write_text(SHIM.format(python=shlex.quote(sys.executable), module=module))
+        shim.write_text(SHIM.format(words=shlex.join(words), module=module))
         shim.chmod(0o755)
     (programs / "activate").write_text('export PATH="$PWD/.venv/bin:$PATH"\n')
     for place in ("books", "path/to"):
@@ -81,13 +93,13 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def run_block(block: Block, project: Path) -> None:
+def run_block(block: Block, project: Path, words: Sequence[str]) -> None:
     if block.title:
         target = project / block.title
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(block.text)
     elif block.language == "python":
-        run([sys.executable, "-c", block.text], project)
+        run([*words, "-c", block.text], project)
     elif block.language == "bash":
         lines = block.text.splitlines(keepends=True)
         script = "".join(line for line in lines if not line.startswith("make "))
@@ -134,10 +146,10 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_blocks_of_a_page_run_in_their_order(page, tmp_path):
-    project = make_project(tmp_path)
+def test_the_blocks_of_a_page_run_in_their_order(page, tmp_path, words):
+    project = make_project(tmp_path, words)
     for block in blocks(page):
-        run_block(block, project)
+        run_block(block, project, words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
