@@ -90,11 +90,11 @@ def answer_span(about: About, record: Mapping[str, Any], trajectory: Mapping[str
     )
 
 
-def cut(text: str) -> str:
+def cut(text: str, limit: int = MAX_VALUE_CHARS) -> str:
     """A text, or the two ends of a long one around its length."""
-    if len(text) <= MAX_VALUE_CHARS:
+    if len(text) <= limit:
         return text
-    half = MAX_VALUE_CHARS // 2
+    half = limit // 2
     return f"{text[:half]}\n… ({len(text):,} characters in all) …\n{text[-half:]}"
 
 

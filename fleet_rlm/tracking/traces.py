@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,16 +73,15 @@ def write_traces(
     for ids in _slices(outdated, _IDS_AT_ONCE):
         client.delete_traces(target.experiment_id, trace_ids=ids)
     redactor = Redactor.from_env(os.environ)
-    tracing = TracingClient(client.tracking_uri)
     missing = [(name, record) for name, record in wanted.items() if name not in stored]
     for some in _slices(missing, TRACES_AT_ONCE):
-        made = [
-            _Made(target, name, record, *_read(run_dir, record, redactor), about)
-            for name, record in some
-        ]
-        tracing.log_spans(target.experiment_id, [span for trace in made for span in trace.spans()])
-        for trace in made:  # with this it is complete, and found by the next mirror
-            tracing.start_trace(trace.info())
+        made = []
+        for name, record in some:
+            trajectory, ended_ns = _read(run_dir, record, redactor)
+            root = answer_span(about, record, trajectory)
+            info = _info(name, root, ended_ns - int(root.end_s * 1e9), target, record)
+            made.append(Trace(info, root))
+        log_traces(client, target.experiment_id, made)
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -122,94 +121,121 @@ def _read(
         return {}, (run_dir / "records.jsonl").stat().st_mtime_ns
 
 
-class _Made:
-    """One trace as MLflow takes it."""
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace ready to be written."""
 
-    def __init__(
-        self,
-        target: Target,
-        name: str,
-        record: Mapping[str, Any],
-        trajectory: Mapping[str, Any],
-        ended_ns: int,
-        about: About,
-    ) -> None:
-        self.target, self.name, self.record, self.about = target, name, record, about
-        self.root = answer_span(about, record, trajectory)
-        self.start_ns = ended_ns - int(self.root.end_s * 1e9)
+    info: TraceInfo
+    root: Span
 
-    def spans(self) -> Iterator[MlflowSpan]:
-        """All of them, parents first."""
-        yield from self._spans(self.root, None, "0")
 
-    def info(self) -> TraceInfo:
-        """What the list of traces shows."""
-        record, root = self.record, self.root
-        usage = sum(map(Usage.from_json, (record.get("usage") or {}).values()), Usage())
-        return TraceInfo(
-            trace_id=self.name,
-            trace_location=TraceLocation.from_experiment_id(self.target.experiment_id),
-            request_time=self.start_ns // 1_000_000,
-            execution_duration=int(root.end_s * 1000),
-            state=TraceState.ERROR if root.error else TraceState.OK,
-            request_preview=str(root.inputs["query"])[:_PREVIEW_CHARS],
-            response_preview=str(root.outputs["answer"])[:_PREVIEW_CHARS],
-            trace_metadata={
-                TraceMetadataKey.SOURCE_RUN: self.target.run_id,
-                TraceMetadataKey.TOKEN_USAGE: json.dumps(_tokens(usage)),
-                TraceMetadataKey.COST: json.dumps({"total_cost": usage.usd}),
-            },
-            tags={
-                TraceTagKey.TRACE_NAME: self.about.program,
-                **{
-                    f"fleet.{name}": str(record[name])
-                    for name in ("sample", "epoch", "task", "length", "status", "stop")
-                    if name in record
-                },
-            },
-            assessments=self._assessments(),
+def log_traces(client: MlflowClient, experiment_id: str, traces: Sequence[Trace]) -> None:
+    """Write traces: the spans of all of them at once, then each as a whole.
+
+    Raises:
+        MlflowException: the store refused or does not answer.
+        NotImplementedError: a tracking server older than MLflow 3.4.
+    """
+    log_trees(
+        client, experiment_id, [(t.info.trace_id, t.info.request_time, t.root) for t in traces]
+    )
+    tracing = TracingClient(client.tracking_uri)
+    for trace in traces:  # with this it is complete, and found by the next mirror
+        tracing.start_trace(trace.info)
+
+
+def log_trees(
+    client: MlflowClient, experiment_id: str, trees: Iterable[tuple[str, int, Span]]
+) -> None:
+    """Write traces that need no more than their spans say, all in one transaction or request.
+
+    Args:
+        client: of the store.
+        experiment_id: where they go.
+        trees: id ("tr-" and 32 hexadecimal digits), start in milliseconds, and root of each.
+
+    Raises:
+        MlflowException: the store refused or does not answer.
+        NotImplementedError: a tracking server older than MLflow 3.4.
+    """
+    spans = [
+        span
+        for name, started_ms, root in trees
+        for span in _spans(name, started_ms * 1_000_000, root, None, "0")
+    ]
+    TracingClient(client.tracking_uri).log_spans(experiment_id, spans)
+
+
+def _info(
+    name: str, root: Span, started_ns: int, target: Target, record: Mapping[str, Any]
+) -> TraceInfo:
+    usage = _total(root)
+    shown = ("sample", "epoch", "task", "length", "status", "stop")
+    info = TraceInfo(
+        trace_id=name,
+        trace_location=TraceLocation.from_experiment_id(target.experiment_id),
+        request_time=started_ns // 1_000_000,
+        execution_duration=int(root.end_s * 1000),
+        state=TraceState.ERROR if root.error else TraceState.OK,
+        request_preview=str(root.inputs["query"])[:_PREVIEW_CHARS],
+        response_preview=str(root.outputs["answer"])[:_PREVIEW_CHARS],
+        trace_metadata={
+            TraceMetadataKey.SOURCE_RUN: target.run_id,
+            TraceMetadataKey.TOKEN_USAGE: json.dumps(_tokens(usage)),
+            TraceMetadataKey.COST: json.dumps({"total_cost": usage.usd}),
+        },
+        tags={
+            TraceTagKey.TRACE_NAME: root.name,
+            **{f"fleet.{name}": str(record[name]) for name in shown if name in record},
+        },
+    )
+    source = AssessmentSource("CODE", "fleet-rlm")
+    found: list[Assessment] = [
+        Feedback(name, record[name], source=source)
+        for name in ("score", "official", "robust")
+        if record.get(name) is not None
+    ]
+    if record.get("expected"):
+        found.append(Expectation("expected_answer", record["expected"], source))
+    for assessment in found:
+        assessment.create_time_ms = assessment.last_update_time_ms = info.request_time
+    info.assessments = found
+    return info
+
+
+def _total(span: Span) -> Usage:
+    return sum(map(_total, span.children), span.usage or Usage())
+
+
+def _spans(
+    name: str, started_ns: int, span: Span, parent: SpanContext | None, path: str
+) -> Iterator[MlflowSpan]:
+    """The span and all below it, parents first."""
+    context = SpanContext(
+        trace_id=int(name.removeprefix("tr-"), 16),
+        span_id=int(hashlib.blake2b(path.encode(), digest_size=8).hexdigest(), 16),
+        is_remote=False,
+        trace_flags=TraceFlags(TraceFlags.SAMPLED),
+    )
+    attributes = {SpanAttributeKey.REQUEST_ID: name, **_attributes(span)}
+    status = Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.OK)
+    end_ns = started_ns + int(span.end_s * 1e9)
+    failure = {"exception.message": span.error or ""}
+    yield MlflowSpan(
+        ReadableSpan(
+            name=span.name,
+            context=context,
+            parent=parent,
+            attributes={key: json.dumps(value) for key, value in attributes.items()},
+            events=[Event("exception", failure, end_ns)] if span.error else [],
+            status=status,
+            resource=_RESOURCE,
+            start_time=started_ns + int(span.start_s * 1e9),
+            end_time=end_ns,
         )
-
-    def _assessments(self) -> list[Assessment]:
-        record, source = self.record, AssessmentSource("CODE", "fleet-rlm")
-        found: list[Assessment] = [
-            Feedback(name, record[name], source=source)
-            for name in ("score", "official", "robust")
-            if record.get(name) is not None
-        ]
-        if record.get("expected"):
-            found.append(Expectation("expected_answer", record["expected"], source))
-        for assessment in found:
-            assessment.create_time_ms = self.start_ns // 1_000_000
-            assessment.last_update_time_ms = assessment.create_time_ms
-        return found
-
-    def _spans(self, span: Span, parent: SpanContext | None, path: str) -> Iterator[MlflowSpan]:
-        context = SpanContext(
-            trace_id=int(self.name.removeprefix("tr-"), 16),
-            span_id=int(hashlib.blake2b(path.encode(), digest_size=8).hexdigest(), 16),
-            is_remote=False,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED),
-        )
-        attributes = {SpanAttributeKey.REQUEST_ID: self.name, **_attributes(span)}
-        status = Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.OK)
-        end_ns = self.start_ns + int(span.end_s * 1e9)
-        failure = {"exception.message": span.error or ""}
-        yield MlflowSpan(
-            ReadableSpan(
-                name=span.name,
-                context=context,
-                parent=parent,
-                attributes={name: json.dumps(value) for name, value in attributes.items()},
-                events=[Event("exception", failure, end_ns)] if span.error else [],
-                status=status,
-                resource=_RESOURCE,
-                start_time=self.start_ns + int(span.start_s * 1e9),
-                end_time=end_ns,
-            )
-        )
-        for number, child in enumerate(span.children):
-            yield from self._spans(child, context, f"{path}.{number}")
+    )
+    for number, child in enumerate(span.children):
+        yield from _spans(name, started_ns, child, context, f"{path}.{number}")
 
 
 def _attributes(span: Span) -> dict[str, Any]:
