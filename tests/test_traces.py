@@ -201,3 +201,57 @@ def test_traces_are_in_the_store_once_with_assessments_and_without_secrets(
         assert len(stored) == 2
         assert again["a"] == trace.info.trace_id
         assert again["b"] != first["b"].info.trace_id
+
+
+def test_autolog_gives_any_dspy_program_slim_traces(tmp_path, mlflow_template, monkeypatch):
+    import dspy
+    from mlflow import MlflowClient
+    from scripted import action, scripted_lm
+
+    from fleet_rlm import RLM
+    from fleet_rlm.tracking.slim import MAX_CHARS, Autolog
+
+    monkeypatch.setenv("OTHER_API_KEY", "swordfish-123456")
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+
+    def script(prompt, _number):
+        if "REPL" not in prompt:
+            return "sub reply swordfish-123456"
+        if "sub reply" not in prompt:
+            return action("print(llm_query_batched(['one', 'two']))")
+        return action("SUBMIT('blue')") if "mend" in prompt else dspy.LMServerError("down")
+
+    tracer = Autolog(f"sqlite:///{tmp_path}/mlflow.db", "my-app")
+    with dspy.context(lm=scripted_lm(script), callbacks=[tracer]):
+        program = RLM("context, query -> answer")
+        with pytest.raises(dspy.LMServerError):
+            program(context="The sky is blue. " * 100_000, query="Which?")
+        program(context="The sky is blue. " * 100_000, query="Which? mend")
+        dspy.Parallel(num_threads=2)([(program, {"context": "x", "query": "mend"})] * 2)
+    assert tracer.flush(60)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("my-app").experiment_id
+    traces = client.search_traces(locations=[experiment])
+    assert len(traces) == 4
+    (failed,) = [trace for trace in traces if trace.info.state == "ERROR"]
+    assert "LMServerError" in failed.data.spans[0].status.description
+    whole = next(t for t in traces if "mend" in t.info.request_preview and t is not failed)
+    assert whole.info.tags["mlflow.traceName"] == "RLM"
+    assert whole.info.token_usage["total_tokens"] == 4 * 15  # two actions and two sub-queries
+    by_id = {span.span_id: span for span in whole.data.spans}
+    asked = [span for span in whole.data.spans if span.name == "llm_query_batched"]
+    below = [span for span in whole.data.spans if span.parent_id == asked[0].span_id]
+    assert [span.name for span in below] == ["LM", "LM"]
+    assert by_id[asked[0].parent_id].name == "sandbox.execute"
+    assert len(whole.data.spans[0].inputs.get("context", "")) < MAX_CHARS + 50
+    assert b"swordfish" not in (tmp_path / "mlflow.db").read_bytes()
+    # A store that is away is said once, and the program goes on.
+    away = Autolog("sqlite:////proc/nowhere/mlflow.db", "my-app")
+    said = []
+    monkeypatch.setattr("warnings.warn", lambda *words, **_: said.append(words))
+    with dspy.context(lm=scripted_lm(lambda *_: "[[ ## b ## ]]\nx"), callbacks=[away]):
+        for _ in range(2):
+            assert dspy.Predict("a -> b")(a="x").b == "x"
+            away.flush(20)
+    assert len(said) == 1

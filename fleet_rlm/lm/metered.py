@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import dspy
@@ -18,6 +19,10 @@ from fleet_rlm.lm.throttle import TRIES, Attempts, Gate
 
 LEDGER_SETTING = "fleet_ledger"
 """DSPy setting that carries the ledger: `with dspy.context(fleet_ledger=ledger): program(...)`."""
+
+
+last_usage: ContextVar[Usage | None] = ContextVar("fleet_last_usage", default=None)
+"""What the call that ended last in this context was billed; None when a cache answered it."""
 
 
 def current_ledger() -> Ledger | None:
@@ -103,9 +108,10 @@ class MeteredLM(dspy.LM):
         flight).
         """
         ledger = current_ledger()
+        usage = entry.get("usage") or {}
+        last_usage.set(self._cost(usage) if usage else None)
         if ledger is None:
             return
-        usage = entry.get("usage") or {}
         if usage:
             ledger.book(self.role, self._cost(usage))
         elif original := _cached_usage(entry.get("response")):

@@ -10,9 +10,10 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from fleet_rlm.errors import FleetWarning, one_line
 from fleet_rlm.ledger import Usage
+from fleet_rlm.lm.metered import MeteredLM, last_usage
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.tracking.spans import Kind, Span, cut
 from fleet_rlm.tracking.store import EXPERIMENT, artifact_root, unusable
@@ -76,7 +78,8 @@ class Autolog(BaseCallback):
         self._calls: dict[str, _Call] = {}
         self._waiting: queue.Queue[_Trace] = queue.Queue(MAX_WAITING)
         self._said: set[str] = set()
-        self._redactor = Redactor.from_env(os.environ)
+        # A prompt is in the spans of its module and of its model, and most of it in the next one's.
+        self._clean = lru_cache(4096)(Redactor.from_env(os.environ).clean)
         self._writer = threading.Thread(target=self._write, name="fleet-traces", daemon=True)
         self._writer.start()
         atexit.register(self.flush)
@@ -111,6 +114,7 @@ class Autolog(BaseCallback):
         given = {name: inputs[name] for name in ("prompt", "messages") if inputs.get(name)}
         call = self._start(call_id, "LM", "LLM", given)
         call.model, call.instance = model, instance
+        last_usage.set(None)
 
     def on_lm_end(
         self, call_id: str, outputs: Any | None, exception: Exception | None = None
@@ -239,7 +243,7 @@ class Autolog(BaseCallback):
 
         trees, of_run = [], defaultdict(list)
         for trace in traces:
-            root = _cleaned(trace.root, self._redactor, trace.root.start_s)
+            root = _cleaned(trace.root, self._clean, trace.root.start_s)
             name = f"tr-{secrets.token_hex(16)}"
             named = replace(root, attributes={_NAME_ATTRIBUTE: root.name})
             trees.append((name, trace.started_ns // 1_000_000, named))
@@ -296,7 +300,9 @@ def _slim(value: Any) -> Any:
 
 
 def _usage(call: _Call) -> Usage | None:
-    """Tokens and dollars of a model call, from the entry that it left in its model's history."""
+    """Tokens and dollars of a model call, as it was booked or from its model's history."""
+    if isinstance(call.instance, MeteredLM):
+        return last_usage.get()
     messages = call.inputs
     for entry in reversed(getattr(call.instance, "history", [])[-_RECENT:]):
         if _slim({k: entry[k] for k in ("prompt", "messages") if entry.get(k)}) != messages:
@@ -318,17 +324,22 @@ def _active_run() -> str | None:
     return str(run.info.run_id) if run else None
 
 
-def _cleaned(span: Span, redactor: Redactor, shift: float) -> Span:
-    return Span(
-        name=span.name,
-        kind=span.kind,
+def _cleaned(span: Span, clean: Callable[[str], str], shift: float) -> Span:
+    return replace(
+        span,
         start_s=span.start_s - shift,
         end_s=span.end_s - shift,
-        inputs=redactor.clean_data(dict(span.inputs)),
-        outputs=redactor.clean_data(dict(span.outputs)),
-        usage=span.usage,
-        model=span.model,
-        attributes=span.attributes,
-        error=redactor.clean(span.error) if span.error else None,
-        children=[_cleaned(child, redactor, shift) for child in span.children],
+        inputs=_each(span.inputs, clean),
+        outputs=_each(span.outputs, clean),
+        error=clean(span.error) if span.error else None,
+        children=[_cleaned(child, clean, shift) for child in span.children],
     )
+
+
+def _each(value: Any, clean: Callable[[str], str]) -> Any:
+    """Plain data with each of its texts cleaned."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {key: _each(item, clean) for key, item in value.items()}
+    return [_each(item, clean) for item in value] if isinstance(value, list) else value

@@ -226,7 +226,7 @@ def _spans(
             name=span.name,
             context=context,
             parent=parent,
-            attributes={key: json.dumps(value) for key, value in attributes.items()},
+            attributes={key: orjson.dumps(value).decode() for key, value in attributes.items()},
             events=[Event("exception", failure, end_ns)] if span.error else [],
             status=status,
             resource=_RESOURCE,
