@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import dspy
 import pytest
 from test_study import fate, make_job, paid, run
 
@@ -16,6 +17,8 @@ from fleet_rlm.program.registry import AnswerQuery
 from fleet_rlm.runner.record import Record
 from fleet_rlm.scoring import own
 from fleet_rlm.search.feedback import explain
+from fleet_rlm.search.promote import export
+from fleet_rlm.search.stored import open_job
 from fleet_rlm.suites.sample import Question, Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::fleet_rlm.errors.FleetWarning")
@@ -122,9 +125,20 @@ def test_a_metric_that_fails_is_one_line_and_mended_the_job_goes_on(tmp_path):
     assert with_metric("return float(answer in gold)").test.n == 4
 
 
-def test_a_program_object_compiles_with_its_own_settings(tmp_path, monkeypatch):
+class Researcher(dspy.Module):
+    """A user's module with an RLM inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.rlm = RLM(AnswerQuery, max_iters=7)
+
+    def forward(self, context, query):
+        return self.rlm(context=context, query=query)
+
+
+def test_a_program_object_compiles_with_the_settings_inside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    program = RLM(AnswerQuery, max_iters=7)
+    program = Researcher()
     found = fleet_rlm.optimize(
         program,
         "quickstart",
@@ -139,9 +153,14 @@ def test_a_program_object_compiles_with_its_own_settings(tmp_path, monkeypatch):
         out="job",
     )
     assert found.baseline["settings"]["max_iters"] == 7
-    assert program.max_iters == 7
+    assert program.rlm.max_iters == 7
     assert {row["params"]["max_iters"] for row in found.front} <= {3, 7}
-    assert fleet_rlm.load(found.bundle).max_iters in {3, 7}
+    # A class of the user's cannot be rebuilt from a bundle; what it learned is kept all the same.
+    assert found.bundle is None
+    program.load(tmp_path / "job" / "state.json")
+    assert program.rlm.max_iters == found.winner["params"]["max_iters"]
+    with pytest.raises(UsageError, match="has no bundle: the program is not one of this package's"):
+        export(open_job("job", tmp_path), tmp_path / "out")
     with pytest.raises(UsageError, match="no setting 'max_iter'"):
         fleet_rlm.optimize(program, "quickstart", test=4, settings={"max_iter": 3}, model="sim")
     with pytest.raises(UsageError, match="polizy: Extra inputs"):

@@ -61,6 +61,8 @@ def compile_command(
     if job.arm.label:
         progress["baseline"].say(job.arm.label)
     with mirrored(job.folder, resolved.config, project) as write_mirror:
+        if job.caps.usd is not None and (warning := plan_job(job).warning):
+            progress["baseline"].say(f"warning: {warning}")
         result = run_job(job, progress)
         if result is None:
             print("interrupted: the same command resumes", file=sys.stderr)

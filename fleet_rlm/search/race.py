@@ -1,4 +1,4 @@
-"""Who goes on to the next rung: successive halving on paired samples. Pure."""
+"""Who goes on to the next rung: successive halving on paired samples, ties kept. Pure."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def survivors(
     """The trials that go on.
 
     A trial is dropped when the interval of its paired difference to the leader lies below
-    `-tolerance`. Of the others at most half of all go on: those that fewest others beat in score
-    and dollars at once, then those with the higher score.
+    `-tolerance`. Of the others half of all go on: those that fewest others beat in score and
+    dollars at once, then those with the higher score. A trial that scores as high as any goes on
+    with them: a price is no evidence against it, and on few samples many score alike.
 
     Args:
         running: trial -> what it did so far; all on the same samples.
@@ -61,7 +62,14 @@ def survivors(
         better = sum(s >= score and c <= usd and (s, c) != (score, usd) for s, c in places.values())
         return better, -score, usd, number
 
-    return sorted(alive, key=rank)[: max(1, len(running) // 2)]
+    ranked = sorted(alive, key=rank)
+    half = max(1, len(running) // 2)
+    highest = max((score for score, _ in places.values()), default=0.0)
+    return [
+        number
+        for position, number in enumerate(ranked)
+        if position < half or places[number][0] >= highest
+    ]
 
 
 def _is_worse(

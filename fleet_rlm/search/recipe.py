@@ -71,7 +71,7 @@ class Recipe(BaseModel):
     proposals: Annotated[int, Field(ge=1, le=100)] = 5
     """Instructions that MIPROv2's proposer writes for each predictor."""
 
-    reflections: Annotated[int, Field(ge=1, le=100)] = 3
+    reflections: Annotated[int, Field(ge=1, le=100)] = 6
     """Rounds in which GEPA's proposer mends an instruction by feedback; each is a training pass."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9

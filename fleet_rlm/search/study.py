@@ -31,7 +31,7 @@ GENERATION = 4
 """Trials that are proposed together and race against each other. Part of the result: a study asks
 for the next generation only when it knows the last one."""
 
-STARTUP = 8
+STARTUP = 6
 """Trials that are drawn at random before the sampler models what it saw."""
 
 REDRAWS = 10
@@ -307,7 +307,9 @@ class Study:
         found = self._lab.measured(member.params, self._samples[:size])
         trial = Trial(self._study, member._trial_id)
         trial.set_user_attr("samples", size)
-        if not found.score:
+        base_params = self._frozen[0].params
+        baseline = self._lab.measured(base_params, self._samples)
+        if not found.score.keys() & baseline.score.keys():
             if member.number == 0:
                 raise UsageError(
                     "The baseline has no score on any validation sample, so nothing can be"
@@ -317,8 +319,6 @@ class Study:
             trial.set_user_attr("outcome", "failed")
             self._study.tell(member.number, state=TrialState.FAIL)
             return
-        base_params = self._frozen[0].params
-        baseline = self._lab.measured(base_params, self._samples)
         values = estimate(found, baseline)
         for name, value in violations(found, values, estimate(baseline, baseline)).items():
             trial.set_constraint(name, value if member.number else min(value, 0.0))

@@ -275,7 +275,7 @@ def _scores(rows: Sequence[Row]) -> Table:
     return Table(
         title="Prompts alone (MIPROv2) and prompts with settings (joint), simulated",
         about=(
-            "RLM on quickstart tasks of 8k and 16k tokens; 12 samples to learn from, 48 to validate"
+            "RLM on quickstart tasks of 8k and 16k tokens; 24 samples to learn from, 48 to validate"
             f" on, 72 in a sealed test that gives the scores. MIPROv2: {MIPRO_TRIALS} trials, each"
             f" on the whole validation. Calls: of the whole search, proposals included, the test"
             f" not. To {NEAR:.0%}: calls until the best program so far really scores {NEAR:.0%} of"
