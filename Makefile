@@ -49,6 +49,10 @@ bench-sandbox bench-runner bench-serving bench-suites bench-scoring bench-tracki
 escape: $(STAMP) ## attack the sandbox: every attack, at every level that holds here, as you and as nobody
 	$(BIN)/python tests/escape.py
 
+.PHONY: postgres
+postgres: $(STAMP) ## mirror runs into a PostgreSQL that it starts; skipped, and said, where none is installed
+	cd tests && $(abspath $(BIN))/python postgres_store.py
+
 docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -63,7 +63,7 @@ def record(sample, score=1.0, **more):
 def write_folder(folder, records):
     (folder / "trajectories").mkdir(parents=True, exist_ok=True)
     header = {
-        "run": "a", "created": "2026-01-02T03:04:05+00:00", "planned": len(records),
+        "run": folder.name, "created": "2026-01-02T03:04:05+00:00", "planned": len(records),
         "suite": {"name": "quick", "digest": "d1"},
         "arm": {"program": "rlm", "models": {"root": {"name": "big"}, "sub": {"name": "small"}}},
     }  # fmt: skip

@@ -40,6 +40,7 @@ RECORDS_TABLE = "records.json"
 TRIALS_TABLE = "trials_table.json"
 
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # the limits of one request, refused above
+_INPUT_TRIES = 3
 _TOKEN_TAG = "fleet.mirror"
 _TABLES_TAG = "mlflow.loggedArtifacts"  # what MLflow's table viewer looks for
 
@@ -276,7 +277,18 @@ def _log_values(client: MlflowClient, run: Run, content: Content) -> None:
         client.log_batch(run_id, params=params[part], tags=tags[part])
     for start in range(0, len(metrics), _METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
-    client.log_inputs(run_id, [_input(dataset) for dataset in content.datasets])
+    _log_inputs(client, run_id, [_input(dataset) for dataset in content.datasets])
+
+
+def _log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
+    # Of runs that log the same dataset at once, MLflow refuses all but the first; then it is there.
+    for tries_left in reversed(range(_INPUT_TRIES)):
+        try:
+            client.log_inputs(run_id, inputs)
+            return
+        except MlflowException:
+            if not tries_left:
+                raise
 
 
 def _input(dataset: Dataset) -> DatasetInput:
