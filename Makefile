@@ -53,6 +53,10 @@ escape: $(STAMP) ## attack the sandbox: every attack, at every level that holds 
 postgres: $(STAMP) ## mirror runs into a PostgreSQL that it starts; skipped, and said, where none is installed
 	cd tests && $(abspath $(BIN))/python postgres_store.py
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## attack the HTTP server: requests made from its own description; none may be a server error
+	$(BIN)/python tests/fuzz.py
+
 docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -185,6 +185,10 @@ def test_any_openai_client_talks_to_the_agent(engine, tmp_path):
         deltas = [c["choices"][0]["delta"] for c in map(json.loads, chunks) if c["choices"]]
         assert "1234567" in "".join(delta.get("content", "") for delta in deltas)
         assert json.loads(chunks[-1])["usage"]["total_tokens"] > 100
+        asked["messages"][-1]["content"] = NOTES * 8 + ASK  # all in one text
+        asked["messages"][0]["content"] = "You are terse. " * 500
+        found = client.post("/v1/chat/completions", json=asked).json()
+        assert "1234567" in found["choices"][0]["message"]["content"]
         for change in ({"model": "gpt"}, {"tools": [{}]}, {"messages": asked["messages"][:1]}):
             refused = client.post("/v1/chat/completions", json=asked | change)
             assert refused.status_code == 400, refused.text
@@ -425,7 +429,7 @@ def test_hostile_content_breaks_nothing(engine, tmp_path, monkeypatch):
     with serving(engine, tmp_path, rate=100_000) as client:
         for path, body, status in (
             ("/chat", {"message": "m", "documents": half}, 400),
-            ("/chat", {"message": "\ud800"}, 400),
+            ("/chat", {"message": "\ud800"}, 422),
             ("/chat", {"message": "m", "documents": key}, 422),
             ("/chat", {"message": "m", "session_id": "\ud800"}, 422),
             ("/chat", {"message": "m", "workspace_id": "..", "session_id": ".."}, 200),

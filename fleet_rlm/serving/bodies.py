@@ -21,7 +21,7 @@ class Strict(BaseModel):
 class ChatRequest(Strict):
     """One turn of a chat."""
 
-    message: str
+    message: Annotated[str, Field(min_length=1)]
     docs_path: str | None = None
     """A file below one of the server's roots, loaded before the turn."""
 

@@ -19,6 +19,9 @@ from fleet_rlm.serving.sse import format_event
 LONG = 4_000
 """Characters from which a part of a message becomes a document, which tools read."""
 
+HEAD, TAIL = 1_000, 2_000
+"""Characters of it that are shown all the same: a question stands before a text or after it."""
+
 _REFUSED = ("tools", "functions", "response_format", "logprobs", "audio")
 """What changes the form of an answer, and is not provided."""
 
@@ -92,15 +95,18 @@ def read_messages(request: CompletionRequest, identity: str, model: str) -> Aske
     def shorten(text: str) -> str:
         if len(text) <= LONG:
             return text
-        documents[f"document-{len(documents) + 1}"] = text
-        return f"[{len(text):,} characters, loaded as document-{len(documents)}]"
+        name = f"document-{len(documents) + 1}"
+        documents[name] = text
+        note = f"[... all {len(text):,} characters are in {name} ...]"
+        return f"{text[:HEAD]}\n{note}\n{text[-TAIL:]}"
 
     told = "\n".join(
         _parts(message, shorten) for message in earlier if message.role in {"system", "developer"}
     )
     if len(told) > LIMITS["persona"]:
         documents["system"] = told
-        told = "[see the document `system`]"
+        note = "\n[... the rest is in the document `system`]"
+        told = told[: LIMITS["persona"] - len(note)] + note
     said = [message for message in earlier if message.role in {"user", "assistant"}]
     state = {
         "history": _pair(said, shorten),
