@@ -196,3 +196,12 @@ def test_a_box_that_cannot_start_says_why(level: levels.Level, tmp_path: Path) -
 
     with pytest.raises(SandboxError, match="no such snake"):
         local.LocalSandbox(level, python=str(broken))
+
+
+@pytest.mark.parametrize("name", ["auto", "landlock", "unsafe-process"])
+def test_nothing_runs_on_another_system(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SandboxUnavailable, match="Linux") as caught:
+        levels.choose(name)
+    assert "unsafe-process" not in str(caught.value)
+    assert "--sandbox modal" in str(caught.value)

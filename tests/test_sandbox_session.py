@@ -19,6 +19,7 @@ import pytest
 
 from fleet_rlm.errors import DataError, LimitReached, SandboxError
 from fleet_rlm.sandbox import driver, levels, local
+from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.sandbox.session import SHARED_BYTES, Limits, Session
 
 QUICK = Limits(grace_s=0.4)
@@ -810,3 +811,33 @@ def test_a_session_that_is_dropped_leaves_nothing(box: local.LocalSandbox) -> No
             time.sleep(0.02)
         assert sys.getrefcount(context) == 2
         assert held() == before
+
+
+def test_large_inputs_where_there_are_no_memory_files(
+    box: local.LocalSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Mac, from where inputs go to sandboxes elsewhere."""
+    monkeypatch.delattr(os, "memfd_create")
+    session = box.open()
+    for value in ("ü" * 50_000, list(range(50_000))):
+        assert session.execute("len(x)", {"x": value}).value == 50_000
+    session.close()
+
+
+def test_a_forged_reason_is_no_way_out_for_a_secret(box: local.LocalSandbox) -> None:
+    session = box.open(clean=Redactor().clean_data)
+    code = (
+        "import json, os, struct, sys, time\n"
+        "frame = sys._getframe()\n"
+        "while 'request' not in frame.f_locals or 'code' not in frame.f_locals['request']:\n"
+        "    frame = frame.f_back\n"
+        "fault = {'id': frame.f_locals['request']['id'], 'kind': 'fault',\n"
+        "         'error': 'ghp_' + 'Zx9kQ2mB7vN4tR8w' * 2 + ' ' * 10**6}\n"
+        "data = json.dumps(fault).encode()\n"
+        f"os.write(3, struct.pack('!IIBB', len(data), 0, {driver.RESULT}, 0) + data)\n"
+        "time.sleep(5)"
+    )
+    with pytest.raises(SandboxError, match="REDACTED") as caught:
+        session.execute(code)
+    assert "Zx9k" not in str(caught.value)
+    assert len(str(caught.value)) < 5_000

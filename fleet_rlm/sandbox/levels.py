@@ -117,6 +117,12 @@ def choose(
     if level not in ("auto", *NAMES):
         known = ("auto", *NAMES, MODAL.name)
         raise UsageError(f"No sandbox level {level!r}. {nearest(level, known)}")
+    if sys.platform != "linux":
+        raise SandboxUnavailable(
+            f"No generated code is run here: the sandbox is part of Linux, and this is "
+            f"{sys.platform}.",
+            fix="--sandbox modal, or the same command on Linux (on Windows: in WSL 2)",
+        )
     if level == UNSAFE.name:
         return UNSAFE
     setting = (os.environ if env is None else env).get(ABI_VARIABLE)
@@ -197,8 +203,6 @@ def _bwrap(locked: Level) -> Level:
 
 
 def _kernel_abi() -> int:
-    if sys.platform != "linux":
-        raise _Unfit(f"it is part of Linux, and this is {sys.platform}", "run it on Linux")
     try:
         confine.filter_program(os.getpid())
         return confine.landlock_abi()

@@ -601,7 +601,8 @@ class Session:
             cell.running = False
             if message["kind"] != "fault":
                 return parse_result(message, self._limits, self._clean)
-            reason = f"its inputs could not be loaded: {message['error']}"
+            error = cut(str(message["error"]), 500, 500, self._clean)
+            reason = f"its inputs could not be loaded: {error}"
         except (ValueError, TypeError, KeyError, RecursionError):
             reason = _REASONS["protocol"]
         self._lose(reason)

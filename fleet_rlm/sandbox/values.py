@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,15 +73,24 @@ BLOBS = Blobs()
 
 @contextmanager
 def _sealed() -> Iterator[int]:
-    """A new memfd that nobody can change once the block ends well."""
-    fd = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    """A new memfd that nobody can change once the block ends well.
+
+    Where there are none, on macOS, a file without a name: from there, values are sent elsewhere.
+    """
+    memory = hasattr(os, "memfd_create")
+    if memory:
+        fd = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
     try:
         yield fd
     except BaseException:
         os.close(fd)
         raise
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    if memory:
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> int:
