@@ -20,9 +20,10 @@ from fleet_rlm.ledger import Caps
 from fleet_rlm.lm import throttle
 from fleet_rlm.lm.simulated.launch import simulated_server
 from fleet_rlm.runner.progress import make_progress
+from fleet_rlm.runner.record import Record
 from fleet_rlm.runner.store import repair_and_read
 from fleet_rlm.search.job import prepare, run_job
-from fleet_rlm.search.objective import Measured, Values, estimate
+from fleet_rlm.search.objective import Measured, Values, estimate, measure, violations
 from fleet_rlm.search.policy import choose, front, selection_noise
 from fleet_rlm.search.race import survivors
 from fleet_rlm.search.recipe import make_recipe
@@ -51,7 +52,7 @@ print(json.dumps(compile_job(Path(sys.argv[2])).to_json()))
 
 def make_job(folder, *, env=None, flags=None, **changes):
     recipe = make_recipe(RECIPE | changes, "recipe")
-    resolved = resolve(flags or {}, env or {}, folder.parent)
+    resolved = resolve(recipe.flags(flags or {}), env or {}, folder.parent)
     return replace(prepare(recipe, resolved, folder.parent, folder), patience_s=())
 
 
@@ -147,7 +148,7 @@ def test_caps_are_hard_over_sessions_and_leave_room_for_the_test(tmp_path):
     with pytest.raises(BudgetExhausted, match="--max-usd"):
         run(replace(job, caps=Caps(usd=0.01)))
     spent = _spent(job.folder)
-    assert 0.01 <= spent < 0.02, "no more than the calls in flight go over it"
+    assert 0.01 <= spent < 0.03, "no more than the calls in flight go over it"
     with pytest.raises(BudgetExhausted):
         run(replace(job, caps=Caps(usd=0.01)))
     assert _spent(job.folder) == spent
@@ -228,6 +229,31 @@ def test_estimates_lean_on_the_baseline_where_a_trial_ran_less():
     half = measured([1, 1], usd=1.0)
     found = estimate(half, baseline)
     assert (found.score, found.usd, found.latency_s) == (1.0, 1.0, 1.0)
+
+
+def test_what_keeps_a_trial_from_winning():
+    def broken(found, score, usd, max_usd=None):
+        values = Values(score=score, usd=usd, latency_s=1.0)
+        limits = violations(found, values, Values(score=0.8, usd=1.0, latency_s=1.0), max_usd)
+        return {name for name, value in limits.items() if value > 0}
+
+    fine = measured([1] * 20)
+    assert broken(fine, 0.75, 9.0) == set()
+    assert broken(fine, 0.65, 0.1) == {"score_floor"}
+    assert broken(fine, 0.9, 1.5, max_usd=1.2) == {"price"}
+    assert broken(replace(fine, failed=2), 0.9, 1.0) == {"failed_share"}
+
+
+def test_a_judge_is_none_of_the_others_and_its_price_is_not_the_programs(tmp_path):
+    for role in ("root", "sub", "proposer"):
+        with pytest.raises(UsageError, match="models favour their own answers"):
+            make_job(tmp_path / "job", models={role: "sim-mini", "judge": "sim-mini"})
+    record = Record(
+        sample="s", epoch=0, task="t", cluster="c", length=1, status="scored", stop="submitted",
+        score=1.0, usage={"root": {"usd": 0.5}, "judge": {"usd": 2.0}},
+    )  # fmt: skip
+    found = measure([record], ["s"], workers=1, is_simulated=True)
+    assert found.usd == {"s": 0.5}
 
 
 def test_policies_choose_from_the_front():

@@ -20,7 +20,7 @@ from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import JobResult, prepare, run_job
 from fleet_rlm.search.plan import JobPlan, plan_job
 from fleet_rlm.search.promote import judge
-from fleet_rlm.search.recipe import SUB_MODEL, Recipe, load_recipe, make_recipe
+from fleet_rlm.search.recipe import SUB_MODEL, load_recipe, make_recipe
 
 
 def compile_command(
@@ -50,7 +50,7 @@ def compile_command(
     recipe = load_recipe(path)
     given = {key: value for key, value in caps.items() if value is not None}
     recipe = make_recipe(recipe.model_dump() | given, str(path))
-    resolved = resolve(_models(recipe) | _given(flags), os.environ, project)
+    resolved = resolve(recipe.flags(flags), os.environ, project)
     job = prepare(recipe, resolved, project, out)
     shown = "none" if as_json else display
     progress = {
@@ -71,15 +71,6 @@ def compile_command(
         if problem := write_mirror():
             print(problem, file=sys.stderr)
     return Exit.OK
-
-
-def _models(recipe: Recipe) -> dict[str, Any]:
-    names = {"root": "model", "sub": "sub_model"}
-    return {names[role]: name for role, name in recipe.models.items() if role in names}
-
-
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}
 
 
 def print_recipes(start: Path, *, as_json: bool) -> int:

@@ -20,7 +20,7 @@ import dspy
 from fleet_rlm.config import Resolved
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
-from fleet_rlm.lm.connect import ModelSpec, specify_pair
+from fleet_rlm.lm.connect import ModelSpec, specify_judge, specify_pair
 from fleet_rlm.program.bundle import save
 from fleet_rlm.program.find import find_program
 from fleet_rlm.program.manifest import Evidence, Score
@@ -34,6 +34,7 @@ from fleet_rlm.runner.executor import StopFlag, stop_on_signals
 from fleet_rlm.runner.run import Progress, Whole
 from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.store import repair_and_read, write_atomic
+from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.scoring.own import OwnRule
 from fleet_rlm.search.candidates import (
     Candidates,
@@ -197,6 +198,7 @@ def prepare(
         sub=sub,
         sandbox=specify_sandbox(resolved.config) if entry.runs_code else None,
         limits=Limits(),
+        judge=_judge(recipe, resolved, {"root": root.name, "sub": sub.name}),
     )
     parts = split(
         suite.plan(),
@@ -232,6 +234,15 @@ def make_settings(entry: Entry, name: str, given: Mapping[str, int]) -> ProgramS
             known = nearest(key, entry.settings_type.SPEC)
             raise UsageError(f"Program {name!r} has no setting {key!r}. {known}")
     return entry.settings_type(**given)
+
+
+def _judge(recipe: Recipe, resolved: Resolved, others: Mapping[str, str]) -> ModelSpec | None:
+    name = recipe.models.get("judge")
+    if name is None:
+        return None
+    proposer = recipe.models.get("proposer", others["root"])
+    check_independent(name, {**others, "proposer": proposer}, allow_same=False)
+    return specify_judge(name, resolved, os.environ)
 
 
 def _scored_by(metric: str, parts: Split) -> Split:
@@ -312,6 +323,7 @@ class _Session:
             batch=recipe.batch,
             policy=recipe.policy,
             seed=recipe.seed,
+            max_sample_usd=recipe.max_sample_usd,
         )
         sealed = job.folder / "sealed.json"
         # Once the test is open, a longer search would choose with it in sight.

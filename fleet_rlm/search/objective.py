@@ -74,7 +74,9 @@ def measure(
         if value == "score":
             return record.score or 0.0
         if value == "usd":
-            return total_usage(record.usage).usd
+            # A judge is the suite's expense, not the program's.
+            own = {role: spent for role, spent in record.usage.items() if role != "judge"}
+            return total_usage(own).usd
         return pretended_s(record.usage, workers) if is_simulated else record.working_s
 
     score, usd, seconds = (
@@ -129,9 +131,19 @@ def _ratio(
     return float(middle([mine[name] for name in common])) / below if below else 1.0
 
 
-def violations(found: Measured, values: Values, baseline: Values) -> dict[str, float]:
-    """What keeps a trial from winning: each of these must be 0 or below."""
+def violations(
+    found: Measured, values: Values, baseline: Values, max_usd: float | None
+) -> dict[str, float]:
+    """What keeps a trial from winning: each of these must be 0 or below.
+
+    Args:
+        found: of the trial.
+        values: of the trial.
+        baseline: its objectives.
+        max_usd: what a sample may cost, in dollars.
+    """
     return {
         "failed_share": found.failed_share - MAX_FAILED,
         "score_floor": baseline.score - FLOOR - values.score,
+        "price": 0.0 if max_usd is None else values.usd - max_usd,
     }

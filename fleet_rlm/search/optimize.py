@@ -72,7 +72,7 @@ def optimize(
     flags = {"model": model, "sub_model": sub_model, "concurrency": concurrency, "sandbox": sandbox}
     job = prepare(
         made,
-        resolve(flags, os.environ, project),
+        resolve(made.flags(flags), os.environ, project),
         project,
         Path(out) if out is not None else None,
         program=None if isinstance(program, str) else _entry_of(program),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,13 +87,16 @@ class Recipe(BaseModel):
     metric: str = ""
     """FILE.py:FUNCTION that scores by (answer, gold, query); the suite's own rule when empty."""
 
+    max_sample_usd: Annotated[float, Field(gt=0)] | None = None
+    """What a sample may cost with the winner, in dollars; trials above cannot win."""
+
     settings: dict[str, int] = Field(default_factory=dict)
     """Settings of the baseline."""
 
     space: dict[str, list[Choice]] = Field(default_factory=dict)
     """Setting, or `sub_model`, to the values that are tried beside the baseline's."""
 
-    models: dict[Literal["root", "sub", "proposer"], str] = Field(default_factory=dict)
+    models: dict[Literal["root", "sub", "proposer", "judge"], str] = Field(default_factory=dict)
     """Role to model; flags go before."""
 
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -109,6 +113,16 @@ class Recipe(BaseModel):
     def learns(self) -> bool:
         """Whether training samples are run."""
         return bool(SOURCES[self.optimizer])
+
+    def flags(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings for `config.resolve`: the recipe's models, and the flags that were given.
+
+        Args:
+            given: flags by name; None where one was not given.
+        """
+        names = {"root": "model", "sub": "sub_model"}
+        own = {names[role]: name for role, name in self.models.items() if role in names}
+        return own | {name: value for name, value in given.items() if value is not None}
 
     def uses(self, source: Source) -> bool:
         """Whether candidates of this kind are made."""

@@ -96,6 +96,7 @@ class Study:
         batch: samples of the first rung.
         policy: who wins.
         seed: of the sampler.
+        max_sample_usd: what a sample may cost with the winner.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class Study:
         batch: int,
         policy: str,
         seed: int,
+        max_sample_usd: float | None = None,
     ) -> None:
+        self._max_sample_usd = max_sample_usd
         self._lab, self._space, self._samples = lab, space, samples
         self._first = first
         self._wanted = min(trials, space.size)
@@ -320,7 +323,9 @@ class Study:
             self._study.tell(member.number, state=TrialState.FAIL)
             return
         values = estimate(found, baseline)
-        for name, value in violations(found, values, estimate(baseline, baseline)).items():
+        broken = violations(found, values, estimate(baseline, baseline), self._max_sample_usd)
+        for name, value in broken.items():
+            # The baseline may always win: then nothing is promoted.
             trial.set_constraint(name, value if member.number else min(value, 0.0))
         trial.set_user_attr("outcome", outcome)
         self._study.tell(member.number, [values.score, values.usd, values.latency_s])

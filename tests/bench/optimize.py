@@ -331,7 +331,8 @@ def _verdicts(rows: Sequence[Row]) -> Table:
         about=(
             f"{len(rows)} seeds of the simulated model and of the samples. Score: mean difference"
             " on the sealed test, 95 % interval over seeds, exact sign-flip p; after so many calls"
-            " of the best program until then. The joint search made"
+            " of the best program until then, which before the joint study is what did best on the"
+            " training samples; p is not adjusted for the number of rows. The joint search made"
             f" {calls:.2f} times the calls of MIPROv2, on average."
         ),
         columns=("case", "found", "wanted"),
