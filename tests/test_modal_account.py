@@ -73,6 +73,10 @@ def test_doctor_looks_at_token_workspace_and_secret_but_at_no_value(
     assert "workspace tester" in told
     assert "secret LITELLM is there and reaches no sandbox" in told
     assert "of-nobody" not in out
+    Path("fleet.toml").write_text('sandbox = "modal"\n')
+    rows = json.loads(command("doctor", "--json")[1])
+    (sandbox,) = (row for row in rows if row["name"] == "sandbox")
+    assert sandbox["detail"].startswith("modal: runs in a Modal sandbox")
     refused = GRPCError(Status.UNAUTHENTICATED, "Token ID is malformed")
     with lab.failing("WorkspaceNameLookup", refused):
         code, out, _ = command("doctor", "--json")

@@ -59,13 +59,14 @@ def doctor_command(start: Path, *, as_json: bool) -> int:
 def examine(start: Path) -> Iterator[Finding]:
     """Look at this machine and project; starts a sandbox for its self-test, calls no model."""
     yield _python()
-    yield _finding("sandbox", _sandbox)
     project = project_dir(start)
     try:
         resolved = resolve({}, os.environ, project)
     except UsageError as error:
+        yield _finding("sandbox", lambda: _sandbox("auto"))
         yield Finding(name="config", ok=False, detail=error.message, fix=error.fix)
         return
+    yield _finding("sandbox", lambda: _sandbox(resolved.config.sandbox))
     yield _finding("model", lambda: _model(resolved))
     yield _finding("price", lambda: _price(resolved))
     yield _finding("modal", lambda: _modal(resolved))
@@ -84,8 +85,10 @@ def _python() -> Finding:
     )
 
 
-def _sandbox() -> str:
-    level = choose("auto")
+def _sandbox(wanted: str) -> str:
+    if wanted == MODAL.name:  # nothing of this machine is needed; the row "modal" looks there
+        return f"{MODAL.name}: {MODAL.label}"
+    level = choose(wanted)
     return f"{level.name}: {level.label}" + (f". {level.advice}" if level.advice else "")
 
 
