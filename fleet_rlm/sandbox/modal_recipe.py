@@ -24,10 +24,10 @@ INSIDE = (driver.__file__, confine.__file__)
 """Files of ours that a sandbox holds."""
 
 CPU_USD_S = 3.942e-5
-"""Dollars a second for a physical core of a sandbox, on Modal's price page of October 2026."""
+"""Dollars a second for a physical core of a sandbox, as published in October 2026."""
 
 MEMORY_USD_S = 6.72e-6
-"""Dollars a second for a GiB of memory, on the same page."""
+"""Dollars a second for a GiB of memory, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
