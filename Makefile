@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 UV = $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check fix bench bench-sandbox bench-runner bench-serving bench-suites bench-scoring bench-tracking bench-optimize bench-modal escape docs wheel lock clean
+.PHONY: help setup demo test coverage check fix bench bench-sandbox bench-reports bench-runner bench-serving bench-suites bench-scoring bench-tracking bench-optimize bench-modal escape docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,10 +40,10 @@ fix: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run all benchmarks, rewrite docs/performance.md; one of them: bench-sandbox, -serving, -runner, -suites, -scoring, -tracking, -optimize, -modal
+bench: $(STAMP) ## run all benchmarks, rewrite docs/performance.md; one of them: bench-sandbox, -reports, -serving, -runner, -suites, -scoring, -tracking, -optimize, -modal
 	$(BIN)/python tests/bench
 
-bench-sandbox bench-runner bench-serving bench-suites bench-scoring bench-tracking bench-optimize bench-modal: $(STAMP)
+bench-sandbox bench-reports bench-runner bench-serving bench-suites bench-scoring bench-tracking bench-optimize bench-modal: $(STAMP)
 	$(BIN)/python tests/bench $(@:bench-%=%)
 
 escape: $(STAMP) ## attack the sandbox: every attack, at every level that holds here, as you and as nobody

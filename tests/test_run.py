@@ -16,7 +16,18 @@ from openai_server import error_body, openai_server
 LABEL = "simulated model: these numbers show the harness, not any model"
 SUMMARY_KEYS = [
     *("run", "suite", "program", "model", "sandbox", "settings", "samples", "scored", "errors"),
-    *("coverage", "score", "stderr", "ci", "tasks", "usage", "wall_s", "stops", "mde"),
+    *(
+        "coverage",
+        "score",
+        "stderr",
+        "ci",
+        "with_errors_as_zero",
+        "tasks",
+        "usage",
+        "wall_s",
+        "stops",
+        "mde",
+    ),
 ]
 SMALL = ["--set", "lengths=[4000]", "--set", "windows=1"]
 

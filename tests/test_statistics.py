@@ -13,9 +13,11 @@ from fleet_rlm.statistics.clustered import (
     detectable_difference,
     mean_interval,
     t_quantile,
+    unseen_share,
 )
 from fleet_rlm.statistics.paired import (
     compare,
+    compare_paired,
     holm,
     minimum_detectable,
     pass_at_k,
@@ -40,8 +42,9 @@ def test_vectors():
 
 @pytest.mark.parametrize(
     ("df", "expected"),
-    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (9, 2.2622), (24, 2.0639), (49, 2.0096)],
-)
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (9, 2.2622), (24, 2.0639), (49, 2.0096),
+     (200, 1.9719), (201, 1.9718), (1000, 1.9623), (100_000, 1.96)],
+)  # fmt: skip
 def test_t_quantiles(df, expected):
     assert t_quantile(0.975, df) == pytest.approx(expected, abs=5e-5)
 
@@ -71,16 +74,16 @@ def test_order_and_names_of_contexts_do_not_matter(rows, random):
 
 
 def test_intervals_cover_the_truth():
-    # 25 contexts of 4 questions with a context effect; nominal 95 %.
+    # 30 contexts of 1 to 7 questions with a context effect, as real suites have; nominal 95 %.
     rng = np.random.default_rng(7)
-    clusters = [str(c) for c in range(25) for _ in range(4)]
     hits = 0
-    for _ in range(1500):
-        effect = np.repeat(rng.normal(0, 0.15, 25), 4)
-        scores = 0.5 + effect + rng.normal(0, 0.2, 100)
+    for _ in range(2000):
+        clusters = np.repeat(np.arange(30), rng.integers(1, 8, 30))
+        effect = rng.normal(0, 0.15, 30)[clusters]
+        scores = 0.5 + effect + rng.normal(0, 0.2, len(clusters))
         low, high = mean_interval(scores, clusters)
         hits += low <= 0.5 <= high
-    assert 0.935 <= hits / 1500 <= 0.965
+    assert 0.935 <= hits / 2000 <= 0.965
 
 
 # ---- paired ------------------------------------------------------------------------------------
@@ -125,6 +128,14 @@ def test_sign_flip_vectors(sums, p):
 def test_equal_cluster_sums_give_no_width_but_a_p():
     found = compare(*arms([1, 0] * 6, "aabbccddeeff"))
     assert (found.difference, found.stderr, found.p) == (0.5, 0.0, 0.03125)
+    assert (found.degenerate, found.detectable) == (True, None)
+    assert not found.ci.has_width
+
+
+def test_what_equal_contexts_leave_open():
+    # None of 12 did it: the share q with (1 - q) ** 12 = 0.05.
+    assert unseen_share(12) == pytest.approx(0.2209, abs=5e-5)
+    assert (1 - unseen_share(60)) ** 60 == pytest.approx(0.05)
 
 
 @given(paired)
@@ -175,15 +186,32 @@ def test_drawn_patterns_agree_with_all_patterns(count):
     assert drawn == pytest.approx(exact, abs=4.5 * np.sqrt(exact * (1 - exact) / 20_000) + 1e-4)
 
 
-def test_identical_arms_are_called_different_in_at_most_five_percent():
+@pytest.mark.parametrize(
+    ("contexts", "repetitions"), [(12, 2000), (30, 1000)], ids=["all patterns", "drawn"]
+)
+def test_identical_arms_are_called_different_in_at_most_five_percent(contexts, repetitions):
+    # Right and wrong answers to 3 questions a context, which one context effect leans one way.
     rng = np.random.default_rng(11)
-    clusters = [str(c) for c in range(12) for _ in range(3)]
+    clusters = np.repeat(np.arange(contexts), 3)
     false = 0
-    for _ in range(800):
-        effect = np.repeat(rng.normal(0, 0.5, 12), 3)
-        differences = np.sign(effect + rng.normal(0, 1, 36)) * (rng.random(36) < 0.4)
-        false += sign_flip_p(differences, clusters) < 0.05
-    assert false / 800 <= 0.055
+    for _ in range(repetitions):
+        effect = rng.normal(0, 0.5, contexts)[clusters]
+        noise = rng.normal(0, 1, len(clusters))
+        differences = np.sign(effect + noise) * (rng.random(len(clusters)) < 0.4)
+        false += compare_paired(differences, clusters).p < 0.05
+    assert 0.01 < false / repetitions <= 0.05
+
+
+def test_holm_keeps_one_false_alarm_in_twenty_families():
+    # Six comparisons of equal arms at once: how often any of them is called different.
+    rng = np.random.default_rng(5)
+    clusters = np.arange(12)
+    any_false = alone = 0
+    for _ in range(400):
+        ps = [sign_flip_p(rng.normal(0, 1, 12), clusters) for _ in range(6)]
+        any_false += min(holm(ps)) < 0.05
+        alone += min(ps) < 0.05
+    assert any_false / 400 <= 0.05 < alone / 400
 
 
 @pytest.mark.parametrize(

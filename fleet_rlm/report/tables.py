@@ -74,7 +74,9 @@ def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
     roles = " · ".join(f"{role} ${spent['usd']:.4f}" for role, spent in usage["by_role"].items())
     stops = " · ".join(f"{stop} {count}" for stop, count in summary["stops"].items())
     coverage = f"{summary['coverage']:.0%} of {summary['samples']} samples"
-    errors = f", {summary['errors']} errors" if summary["errors"] else ""
+    zeros = number(summary.get("with_errors_as_zero"))
+    errors = f", {summary['errors']} errors, score {zeros} with errors as 0"
+    errors = errors if summary["errors"] else ""
     mde = summary["mde"]
     detects = (
         "" if mde is None else f"   detects differences from {mde:.2f} (if 20% of samples differ)"

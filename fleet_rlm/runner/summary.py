@@ -60,6 +60,7 @@ def summarize(
         "errors": sum(record.status == "error" for record in last),
         "coverage": len(scored) / len(planned) if planned else 0.0,
         **_estimate(scored),
+        "with_errors_as_zero": _with_zeros(last),
         "tasks": {task: _task(found) for task, found in by_task.items()},
         "usage": _usage(records, abandoned or Abandoned()),
         "wall_s": round(wall_s, 3),
@@ -76,6 +77,13 @@ def sample_means(records: Iterable[Record], field: str = "score") -> dict[str, f
         if value is not None:
             values.setdefault(record.sample, []).append(value)
     return {sample: fmean(found) for sample, found in values.items()}
+
+
+def _with_zeros(records: Iterable[Record]) -> float | None:
+    values: dict[str, list[float]] = {}
+    for record in records:
+        values.setdefault(record.sample, []).append(record.score or 0.0)
+    return fmean(map(fmean, values.values())) if values else None
 
 
 def _estimate(records: Sequence[Record]) -> dict[str, Any]:

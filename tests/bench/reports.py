@@ -1,0 +1,82 @@
+"""How long large runs take to compare and to report, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import orjson
+from measure import Table
+
+from fleet_rlm import evaluate
+
+COMPARED = 100_000
+REPORTED = 2_000
+
+CODE = """\
+import json, resource, sys, time
+started = time.perf_counter()
+from fleet_rlm.cli.eval import app
+try:
+    app(sys.argv[1:], standalone_mode=False)
+finally:
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps([time.perf_counter() - started, spent.ru_utime + spent.ru_stime,
+                      spent.ru_maxrss / 1024]), file=sys.stderr)
+"""
+
+
+def tables() -> list[Table]:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        evaluate("rlm", "quickstart", out=folder / "seed", display="none")
+        rows = []
+        for label, binary in (("right or wrong", True), ("fractions", False)):
+            for name in ("a", "b"):
+                _multiply(folder / "seed", folder / name, COMPARED, name, binary=binary)
+            case = f"compare 2 x {COMPARED:,}, {label}"
+            rows.append([case, *_took("compare", folder / "a", folder / "b", "--json"), "-"])
+        for name in ("c", "d"):
+            _multiply(folder / "seed", folder / name, REPORTED, name, binary=True)
+        page = folder / "page.html"
+        took = _took("report", folder / "c", folder / "d", "-o", page)
+        rows.append([f"report 2 x {REPORTED:,}", *took, f"{page.stat().st_size / 1e6:.1f}"])
+    about = (
+        "Each in a process of its own, its start included. Every record is a context of its own,"
+        " the worst case for drawing signs; a comparison has all tasks and lengths, 20,000 draws"
+        " each."
+    )
+    columns = ("case", "seconds", "CPU", "peak MB", "page MB")
+    return [Table(title="Large runs", about=about, columns=columns, rows=rows)]
+
+
+def _multiply(seed: Path, target: Path, count: int, name: str, *, binary: bool) -> None:
+    """A run of `count` records, made of those of a small one with scores of their own."""
+    target.mkdir(exist_ok=True)
+    lines = [orjson.loads(line) for line in (seed / "records.jsonl").read_bytes().splitlines()]
+    rng = random.Random(name)
+    with (target / "records.jsonl").open("wb") as file:
+        for number in range(count):
+            score = float(rng.random() < 0.6) if binary else rng.random()
+            line = lines[number % len(lines)]
+            ids = {key: f"{line[key]}-{number}" for key in ("sample", "cluster")}
+            where = str((seed / line["trajectory"]).resolve())
+            scores = dict.fromkeys(("score", "official", "robust"), score)
+            file.write(orjson.dumps({**line, **ids, **scores, "trajectory": where},
+                                    option=orjson.OPT_APPEND_NEWLINE))  # fmt: skip
+    lock = json.loads((seed / "run.json").read_text())
+    (target / "run.json").write_text(json.dumps(lock | {"planned": count}))
+    summary = json.loads((seed / "summary.json").read_text())
+    (target / "summary.json").write_text(json.dumps(summary))
+
+
+def _took(*words: object) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *map(str, words)], capture_output=True, text=True, check=True
+    )
+    seconds, cpu, peak = json.loads(done.stderr.splitlines()[-1])
+    return [f"{seconds:.1f}", f"{cpu:.1f}", f"{peak:,.0f}"]
