@@ -138,3 +138,11 @@ def command(capfd, monkeypatch, project):
         return Done(int(ended.value.code), *capfd.readouterr())
 
     return run_here
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory):
+    """A small compilation that nothing disturbed, made once for all that look at one."""
+    from test_study import compile_job
+
+    return compile_job(tmp_path_factory.mktemp("calm") / "job")

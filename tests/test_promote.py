@@ -1,12 +1,13 @@
 """What a sealed test allows: promotion by evidence, leaks kept out, and stored jobs read back."""
 
 import json
+import shutil
 from dataclasses import asdict
 from statistics import fmean
 
 import numpy as np
 import pytest
-from test_study import RECIPE, compile_job
+from test_study import RECIPE
 
 import fleet_rlm
 from fleet_rlm.cli.optimize import app
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::fleet_rlm.errors.FleetWarning")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(tmp_path_factory, calm):
     folder = tmp_path_factory.mktemp("project")
     (folder / "optimize").mkdir()
     lines = [f"{key} = {json.dumps(value)}" for key, value in RECIPE.items() if key != "overrides"]
@@ -31,7 +32,7 @@ def project(tmp_path_factory):
     for name, values in tables.items():
         text += f"\n[{name}]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in values.items())
     (folder / "optimize" / "small.toml").write_text(text)
-    compile_job(folder / "runs" / "jobs" / "small--sim")
+    shutil.copytree(calm.folder, folder / "runs" / "jobs" / "small--sim")
     return folder
 
 

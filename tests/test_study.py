@@ -72,18 +72,17 @@ def fate(result):
     return study | {"winner": found["winner"]["params"], "score": found["winner"]["score"]}
 
 
+def history(folder):
+    rows = json.loads((folder / "trials.json").read_text())["history"]
+    return [(row["trials"], row["best"]) for row in rows]
+
+
 def paid(folder):
     return Counter(
         (path.parent, record.key)
         for path in folder.rglob("records.jsonl")
         for record in repair_and_read(path)
     )
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calm") / "job"
-    return compile_job(folder)
 
 
 def test_a_study_finds_what_costs_less_and_scores_alike(calm):
@@ -114,6 +113,7 @@ def test_kills_change_nothing_and_nothing_finished_is_paid_twice(calm, tmp_path)
         assert not (folder / "sealed.json").exists()
     resumed = compile_job(folder)
     assert fate(resumed) == fate(calm)
+    assert history(folder) == history(calm.folder)
     assert max(paid(folder).values()) == 1
 
 

@@ -380,11 +380,11 @@ class _Session:
         """What was best after each generation, and what had been spent by then."""
         path = self.job.folder / TRIALS
         known = json.loads(path.read_text(encoding="utf-8"))["history"] if path.exists() else []
-        before = [row for row in known if row["trials"] < len(found.trials)]
+        before = [row for row in known if row["trials"] < found.done]
         if len(known) > len(before):  # a resumed job looks at this generation again
             return list(known)
         spent = self.purse.usage
-        now = {"trials": len(found.trials), "best": found.winner}
+        now = {"trials": found.done, "best": found.winner}
         return [*before, now | {"calls": spent.calls, "usd": round(spent.usd, 9)}]
 
     def _row(self, trial: TrialResult) -> dict[str, Any]:
@@ -404,7 +404,7 @@ class _Session:
     def _tell(self, study: Study, found: StudyResult) -> None:
         self._store(study, found, "")
         self._hold(found)
-        done, of = len(found.trials), study.wanted
+        done, of = found.done, study.wanted
         best, cap = found.trial(found.winner), self.purse.caps.usd
         values = best.values
         assert values is not None

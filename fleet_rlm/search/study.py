@@ -83,6 +83,11 @@ class StudyResult:
     def trial(self, number: int) -> TrialResult:
         return self.trials[number]
 
+    @property
+    def done(self) -> int:
+        """Trials that have ended."""
+        return sum(trial.outcome != "running" for trial in self.trials)
+
 
 class Study:
     """A study in a job's folder: the journal is the only state, and each step is a function of it.
