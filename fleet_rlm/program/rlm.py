@@ -200,7 +200,7 @@ class RLM(dspy.RLM):
         """The learned guidance followed by the protocol."""
         learned = self.generate_action.signature
         parts = [learned.instructions, self.render_protocol(factory, recursive=recursive)]
-        return _with_instructions(learned, "\n\n".join(part for part in parts if part))
+        return with_text(learned, "\n\n".join(part for part in parts if part))
 
     def _build_variables(self, **inputs: Any) -> list[REPLVariable]:
         variables = super()._build_variables(**inputs)
@@ -505,8 +505,11 @@ class _Run:
 
 
 @functools.lru_cache(256)
-def _with_instructions(learned: type[dspy.Signature], text: str) -> type[dspy.Signature]:
-    # A signature is a pydantic class: making one takes a millisecond, and samples share it.
+def with_text(learned: type[dspy.Signature], text: str) -> type[dspy.Signature]:
+    """A signature with other instructions; the same class for the same text.
+
+    A signature is a pydantic class: making one takes a millisecond, and samples share it.
+    """
     rendered: type[dspy.Signature] = learned.with_instructions(text)
     return rendered
 

@@ -40,6 +40,7 @@ from fleet_rlm.program.agent.state import ChatState
 from fleet_rlm.program.agent.voice import Voice
 from fleet_rlm.program.events import EVENTS_SETTING
 from fleet_rlm.program.history import DEEPEST
+from fleet_rlm.program.rlm import with_text
 
 if TYPE_CHECKING:
     from fleet_rlm.program.agent.agent import RLMReActChatAgent
@@ -279,7 +280,7 @@ class Turn:
         try:
             found = self._fit(
                 lambda steps: self._agent.act(
-                    signature=learned.with_instructions(text), trajectory=steps, **inputs
+                    signature=with_text(learned, text), trajectory=steps, **inputs
                 )
             )
         except AdapterParseError:
