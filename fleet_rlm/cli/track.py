@@ -34,7 +34,7 @@ def mirrored(
 
         def write() -> str | None:
             problem = mirror.finish().problem
-            return problem and f"{problem} Later: fleet-eval sync {relative(folder)}"
+            return problem and f"{problem.rstrip('.')}. Later: fleet-eval sync {relative(folder)}"
 
         yield write
 

@@ -32,7 +32,7 @@ TRACES_AT_ONCE = 20
 
 _IDS_AT_ONCE = 100
 _PREVIEW_CHARS = 1000
-_RESOURCE = Resource({"service.name": "fleet-rlm"})
+_RESOURCE = Resource.get_empty()  # each entry would be a tag of each trace
 _Item = TypeVar("_Item")
 
 
@@ -169,7 +169,8 @@ def log_trees(
 def _info(
     name: str, root: Span, started_ns: int, target: Target, record: Mapping[str, Any]
 ) -> TraceInfo:
-    usage = _total(root)
+    # Of the record: sandboxes cost dollars too, and no span is theirs.
+    usage = sum(map(Usage.from_json, (record.get("usage") or {}).values()), Usage())
     shown = ("sample", "epoch", "task", "length", "status", "stop")
     info = TraceInfo(
         trace_id=name,
@@ -201,10 +202,6 @@ def _info(
         assessment.create_time_ms = assessment.last_update_time_ms = info.request_time
     info.assessments = found
     return info
-
-
-def _total(span: Span) -> Usage:
-    return sum(map(_total, span.children), span.usage or Usage())
 
 
 def _spans(
