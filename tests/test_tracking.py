@@ -103,6 +103,9 @@ def test_a_run_folder_becomes_one_mlflow_run(project, store):
 
     client, experiment = store
     folder = write_run(project / "runs" / "a", samples=4)
+    for name in ("report.html", "plots/score.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("made by fleet-eval report")
     run = client.get_run(writer.write_run(client, experiment, folder).info.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "a"
@@ -112,7 +115,10 @@ def test_a_run_folder_becomes_one_mlflow_run(project, store):
     history = client.get_metric_history(run.info.run_id, "score_by_length")
     assert [(point.step, point.value) for point in history] == [(8000, 0.0), (16000, 1.0)]
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert files == {"run.json", "summary.json", "records.json", "records.jsonl.gz"}
+    data = {"run.json", "summary.json", "records.json", "records.jsonl.gz"}
+    assert files == data | {"report.html", "plots"}
+    (plot,) = client.list_artifacts(run.info.run_id, "plots")
+    assert plot.path == "plots/score.png"
     assert len(table_of(client, run)["data"]) == 4
 
 

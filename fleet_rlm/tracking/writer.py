@@ -37,6 +37,9 @@ from fleet_rlm.tracking.spans import About
 from fleet_rlm.tracking.traces import Target, write_traces
 
 RECORDS_TABLE = "records.json"
+PLOTS = "plots"
+"""Folder of a run's pictures, and of its artifacts."""
+
 TRIALS_TABLE = "trials_table.json"
 
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # the limits of one request, refused above
@@ -148,6 +151,8 @@ def write_run(
         for name in ("run.json", "summary.json", "report.html"):
             if (run_dir / name).exists():
                 client.log_artifact(run_id, str(run_dir / name))
+        if (run_dir / PLOTS).is_dir():
+            client.log_artifacts(run_id, str(run_dir / PLOTS), PLOTS)
         _end(client, run, content)
         _write_traces(client, run, run_dir, content, trace)
     return run
