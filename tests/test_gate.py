@@ -40,6 +40,8 @@ def runs(project):
 def test_a_run_holds_up_to_itself_and_not_to_a_better_one(runs, command):
     same = command("gate", "rlm", "--baseline", "rlm", "--max-drop", "0")
     assert (same.returncode, same.stdout[:7]) == (0, "passed:")
+    assert "the interval has no width; up to 39% of such contexts may still differ" in same.stdout
+    assert "no proof: no context differed from another" in same.stdout
     found = {name: fleet_rlm.open_run(name).summary["score"] for name in ("direct", "rlm")}
     worse, better = sorted(found, key=found.get)
     assert found[worse] < found[better]
