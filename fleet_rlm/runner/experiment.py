@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class ArmTable(_Table):
 
     name: str
     program: str = "rlm"
-    """As `--program` takes it."""
+    """As `--program` takes it; a bundle or a file beside the experiment by its name there."""
 
     model: str | None = None
     """The project's when absent."""
@@ -177,7 +178,16 @@ def load_experiment(path: Path) -> Experiment:
         hint = f" {nearest(str(first['loc'][-1]), known)}" if extra else ""
         raise UsageError(f"{path}: {place}: {first['msg']}.{hint}") from None
     _check_names(found, path)
-    return found
+    return found.model_copy(update={"arms": [_beside(arm, path.parent) for arm in found.arms]})
+
+
+def _beside(arm: ArmTable, folder: Path) -> ArmTable:
+    """The arm with its bundle or program file taken from the experiment's own folder, if there."""
+    if not (folder / arm.program.partition(":")[0]).exists():
+        return arm
+    where = os.path.relpath(folder / arm.program)
+    # With a separator: a bare name is a program of the registry.
+    return arm.model_copy(update={"program": where if os.sep in where else f"./{where}"})
 
 
 def _check_names(found: Experiment, path: Path) -> None:
