@@ -14,7 +14,10 @@ from fleet_rlm.project import project_dir, relative
 from fleet_rlm.tracking import Mirror, Trace, parse_trace
 
 SYNC_S = 600.0
-"""Longest that one run may take; nobody waits for a result meanwhile."""
+"""Longest that a mirror may take that was asked for, itself or all of its traces."""
+
+RUN_S = 60.0
+"""The same where a run waits for it. Sampled traces take a second, a thousand half a minute."""
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def mirrored(
     with Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=trace) as mirror:
 
         def write() -> str | None:
-            problem = mirror.finish().problem
+            problem = mirror.finish(SYNC_S if trace == "all" else RUN_S).problem
             return problem and f"{problem.rstrip('.')}. Later: fleet-eval sync {relative(folder)}"
 
         yield write
