@@ -25,7 +25,7 @@ from fleet_rlm.ledger import Usage
 from fleet_rlm.lm.metered import MeteredLM, last_usage
 from fleet_rlm.sandbox.redact import Redactor
 from fleet_rlm.tracking.spans import Kind, Span, cut
-from fleet_rlm.tracking.store import EXPERIMENT, artifact_root, unusable
+from fleet_rlm.tracking.store import EXPERIMENT, artifact_root, prepare_store, unusable
 
 MAX_CHARS = 1000
 """A longer text is shown by its two ends and its length."""
@@ -234,6 +234,7 @@ class Autolog(BaseCallback):
 
         from fleet_rlm.tracking.writer import find_experiment
 
+        prepare_store(self._uri)
         client = MlflowClient(tracking_uri=self._uri)
         artifacts = artifact_root(self._uri, Path.cwd())
         return client, find_experiment(client, self._experiment, artifacts)
