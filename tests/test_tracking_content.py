@@ -67,7 +67,6 @@ def test_params_have_the_names_people_look_for():
         "version.dspy": "3.4.1",
         "git.revision": "abc",
         "git.dirty": "true",
-        "prices.sim.input": "0.5",
         "later.anything": "goes",
     }
 
