@@ -488,3 +488,13 @@ def test_the_next_command_runs_the_baseline_on_the_same_samples(project, run):
     run(*words[2:], "--out", "baseline")
     ids.append({record["sample"] for record in records(project / "baseline")})
     assert ids[0] == ids[1]
+
+
+def test_a_run_of_routing_says_which_tools_were_right(command):
+    words = ["--set", "lengths=[16000]", "--set", "windows=2", "--no-mlflow"]
+    done = command("run", "routing", *words, "--json")
+    tools = {name: task["tools"] for name, task in json.loads(done.stdout)["tasks"].items()}
+    assert {sum(counts.values()) for counts in tools.values()} == {2}
+    assert tools["child"]["under"] == 2, "the simulated model opens no child on these"
+    shown = command("run", "routing", *words).stdout
+    assert "child 2 under" in next(line for line in shown.splitlines() if line.startswith("tools"))

@@ -77,6 +77,11 @@ def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
     zeros = number(summary.get("with_errors_as_zero"))
     errors = f", {summary['errors']} errors, score {zeros} with errors as 0"
     errors = errors if summary["errors"] else ""
+    tools = " · ".join(
+        f"{name} " + ", ".join(f"{n} {judged}" for judged, n in task["tools"].items() if n)
+        for name, task in summary["tasks"].items()
+        if "tools" in task
+    )
     mde = summary["mde"]
     detects = (
         "" if mde is None else f"   detects differences from {mde:.2f} (if 20% of samples differ)"
@@ -87,9 +92,12 @@ def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
         f" {usage['output_tokens']:,} out",
         "cost": f"${usage['usd']:.4f}" + (f"   {roles}" if roles else ""),
         "stops": stops or "none",
+        "tools": tools,
         "time": f"{summary['wall_s']:.1f} s",
     }
     for name, text in rows.items():
+        if not text:
+            continue
         console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)
 
 

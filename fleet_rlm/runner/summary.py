@@ -13,6 +13,7 @@ from fleet_rlm.ledger import Usage
 from fleet_rlm.runner.record import Key, Record, last_records, total_usage
 from fleet_rlm.runner.store import Abandoned
 from fleet_rlm.scoring import floor
+from fleet_rlm.scoring.routing import Taken, verdict
 from fleet_rlm.statistics.clustered import (
     clustered_stderr,
     detectable_difference,
@@ -61,7 +62,7 @@ def summarize(
         "coverage": len(scored) / len(planned) if planned else 0.0,
         **_estimate(scored),
         "with_errors_as_zero": _with_zeros(last),
-        "tasks": {task: _task(found) for task, found in by_task.items()},
+        "tasks": {task: _task(found) | _tools(found, run, task) for task, found in by_task.items()},
         "usage": _usage(records, abandoned or Abandoned()),
         "wall_s": round(wall_s, 3),
         "stops": dict(Counter(record.stop for record in last).most_common()),
@@ -119,6 +120,19 @@ def _task(records: Sequence[Record]) -> dict[str, Any]:
             for length, found in sorted(by_length.items())
         },
     }
+
+
+def _tools(records: Sequence[Record], run: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Of a task whose cheapest sufficient tool is known: how often it was taken."""
+    tasks = {task["name"]: task for task in run["suite"].get("tasks", ())}
+    task = tasks.get(name, {})
+    taken = [record.recursion for record in records if record.recursion is not None]
+    if task.get("generator") != "routing" or not taken:
+        return {}
+    wanted = task["params"].get("route", "python")  # a default is not stored
+    used = [Taken(found["sub_calls"], found["children"]).route for found in taken]
+    counts = Counter(verdict(wanted, route) for route in used)
+    return {"tools": {judged: counts[judged] for judged in ("right", "over", "under")}}
 
 
 def _mean(records: Sequence[Record], field: str) -> float | None:
