@@ -67,7 +67,8 @@ def test_instructions_come_from_proposals_and_feedback_and_demos_from_successes(
 
 
 def test_the_writers_calls_count_and_a_cap_in_the_middle_changes_no_candidate(joint, tmp_path):
-    job = make_job(tmp_path / "job", **JOINT)
+    # Other samples end first, three at a time: that must choose no candidate either.
+    job = replace(make_job(tmp_path / "job", **JOINT), concurrency=3)
     spent = 0.0
     for usd in (0.03, 0.06):
         with pytest.raises(BudgetExhausted):

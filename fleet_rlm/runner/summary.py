@@ -77,7 +77,8 @@ def sample_means(records: Iterable[Record], field: str = "score") -> dict[str, f
         value = getattr(record, field)
         if value is not None:
             values.setdefault(record.sample, []).append(value)
-    return {sample: fmean(found) for sample, found in values.items()}
+    # In one order: a sum of floats must not depend on which sample ended first.
+    return {sample: fmean(found) for sample, found in sorted(values.items())}
 
 
 def _with_zeros(records: Iterable[Record]) -> float | None:

@@ -158,9 +158,10 @@ class Learning:
         folder = self._lab.folder / "train" / name
         traced = partial(_traced, arm.entry.make, folder / "steps")
         self._lab.run(replace(arm, entry=replace(arm.entry, make=traced)), self._samples, folder)
-        ids = {sample.id for sample in self._samples}
+        ids = {sample.id: position for position, sample in enumerate(self._samples)}
         last = last_records(read_records(folder / "records.jsonl")).values()
-        mine = [record for record in last if record.sample in ids]
+        # In planned order: which sample ended first is chance, and must choose no example.
+        mine = sorted((r for r in last if r.sample in ids), key=lambda r: (ids[r.sample], r.epoch))
         found = _Pass(folder, params, mine, self._spent().calls)
         if not sample_means(found.records):
             raise UsageError(
