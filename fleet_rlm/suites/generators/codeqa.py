@@ -175,6 +175,11 @@ def _shown(
     return shown, order.length - left
 
 
+PARSES = 8
+"""Tries of one parse: CPython counts the depth of all threads' parses in one place, and says "AST
+constructor recursion depth mismatch" when another one began or ended in between."""
+
+
 def _cut(text: str, tokens: int) -> str:
     """The first statements of a file that fit; comments between them stay."""
     lines = text.splitlines(keepends=True)
@@ -184,12 +189,16 @@ def _cut(text: str, tokens: int) -> str:
 
 
 def _parse(text: str) -> ast.Module:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
-            return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return ast.Module(body=[], type_ignores=[])
+    for _ in range(PARSES):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # other people's invalid escapes
+                return ast.parse(text)
+        except SystemError:
+            continue
+        except (SyntaxError, ValueError, RecursionError):
+            break
+    return ast.Module(body=[], type_ignores=[])
 
 
 def _questions(
