@@ -7,6 +7,9 @@ LOCK_FLAGS ?=
 # Tests of the pure core, for `make coverage`
 CORE := audit compare datasets judge ledger scoring scoring_benchmarks scoring_library scoring_official statistics store study
 
+# One more than there are cores: many tests wait for models, servers and processes.
+TEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,7 +29,7 @@ demo: $(STAMP) ## score a simulated model on the quickstart suite: no key needed
 
 # dspy chooses demos by a hash of pickled sets: with another seed it compiles another program.
 test: $(STAMP) ## run the tests, offline
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 coverage: $(STAMP) ## lines of the pure core that its tests run; fails below 90 %
 	$(BIN)/python -m pytest -q -n auto $(addprefix tests/test_,$(addsuffix .py,$(CORE))) --cov

@@ -368,6 +368,7 @@ class Session:
                 failure of the tool; the cell is interrupted.
         """
         if not self._busy.acquire(blocking=False):
+            self._check_alive()  # whoever closes it holds it for a moment
             raise SandboxError("a cell is running in this session: use one session per thread")
         try:
             self._check_alive()
