@@ -33,6 +33,9 @@ class Column(IntEnum):
     SANDBOXES = 5
     """Sandbox sessions that are open."""
 
+    QUEUED = 6
+    """Samples that wait for a sandbox."""
+
 
 class Head(IntEnum):
     """Numbers of all processes together."""
@@ -87,7 +90,7 @@ class Board:
 
     def forget(self, row: int) -> None:
         """A process has ended: nothing of it is in flight any more; what it spent stays."""
-        for column in (Column.IN_FLIGHT, Column.WAITING, Column.SANDBOXES):
+        for column in (Column.IN_FLIGHT, Column.WAITING, Column.SANDBOXES, Column.QUEUED):
             self._cells[(row + 1) * WIDTH + column] = 0.0
 
     def read(self, name: Head) -> float:

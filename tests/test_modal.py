@@ -125,11 +125,14 @@ def test_the_context_is_no_argument_and_not_on_stdin_again(lab: LoopbackModal) -
         assert len(text) <= lab.uploaded - before <= 1.05 * len(text)
 
 
-def test_creates_are_retried(lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_creates_are_retried(
+    lab: LoopbackModal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(modal_create, "LONGEST_PAUSE_S", 0.05)
     blip = GRPCError(Status.INTERNAL, "worker was lost")
     with lab.failing("SandboxCreateV2", blip, lab.throttled(0.1)), ModalInterpreter() as session:
         assert session.execute("1") == 1
+    assert "Retrying" not in caplog.text  # the SDK says nothing into our progress
     torn = GRPCError(Status.DATA_LOSS, "torn")  # which the SDK does not try again by itself
     failing = lab.failing("SandboxCreateV2", *[torn] * 4)
     with failing, pytest.raises(SessionLost, match="in 4 tries"):

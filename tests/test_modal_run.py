@@ -98,8 +98,10 @@ def test_throttled_creates_wait_and_every_sample_is_scored(
     monkeypatch.setenv("MODAL_MAX_THROTTLE_WAIT", "0")
     lab.max_sandboxes = 2
     with lab.failing("SandboxCreateV2", None, FULL, TORN, FULL):
-        done = run("--sandbox", "modal", "-j", "6")
+        done = run("--sandbox", "modal", "-j", "6", "--display", "json")
     assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert max(figures.get("queued", 0) for figures in told) > 0
     assert json.loads(done.stdout)["coverage"] == 1.0
     assert lab.peak <= 2
 

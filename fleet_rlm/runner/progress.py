@@ -126,6 +126,8 @@ class Tally:
             parts.append(f"{self.in_flight} in flight")
         if live.get("sandboxes"):
             parts.append(f"{live['sandboxes']} sandboxes")
+        if live.get("queued"):
+            parts.append(f"[{live['queued']} wait for a sandbox]")
         if live.get("call_limit"):
             parts.append(f"[throttled to {live['call_limit']} calls, {live['waiting']} waiting]")
         if (eta_s := self.eta_s) is not None:
@@ -144,6 +146,7 @@ class Tally:
             "calls_in_flight": int(board.total(Column.IN_FLIGHT)),
             "waiting": int(board.total(Column.WAITING)),
             "sandboxes": int(board.total(Column.SANDBOXES)),
+            "queued": int(board.total(Column.QUEUED)),
             "call_limit": int(board.read(Head.LIMIT)),
         }
 

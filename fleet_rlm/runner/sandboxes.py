@@ -170,7 +170,7 @@ class MeteredModal(_Counted, ModalInterpreter):
             assert recipe is not None
             tags = {**recipe.tags, **dspy.settings.get(TAGS_SETTING, {})}
             context = dspy.settings.get(CONTEXT_SETTING)
-            meter = _Meter(current_ledger(), recipe.usd_per_s)
+            meter = _Meter(current_ledger(), board, recipe.usd_per_s)
             sandbox = ModalBoxes(
                 replace(recipe, tags=tags, context=context), pause=meter.pause, book=meter.book
             )
@@ -192,8 +192,8 @@ class MeteredModal(_Counted, ModalInterpreter):
 class _Meter:
     """Lets a sample wait for its sandbox and pay for it."""
 
-    def __init__(self, ledger: Ledger | None, usd_per_s: float) -> None:
-        self._ledger, self._usd_per_s = ledger, usd_per_s
+    def __init__(self, ledger: Ledger | None, board: Board, usd_per_s: float) -> None:
+        self._ledger, self._board, self._usd_per_s = ledger, board, usd_per_s
 
     def pause(self, seconds: float) -> None:
         """Wait for a place among the creates, which is no working time of the sample.
@@ -202,8 +202,12 @@ class _Meter:
             Cancelled: the running program was cancelled.
             LimitReached, BudgetExhausted: nothing is left to spend.
         """
-        with self._ledger.waiting() if self._ledger else nullcontext():
-            pause(seconds)
+        self._board.add(Column.QUEUED, 1)
+        try:
+            with self._ledger.waiting() if self._ledger else nullcontext():
+                pause(seconds)
+        finally:
+            self._board.add(Column.QUEUED, -1)
         if self._ledger:
             self._ledger.check()
 

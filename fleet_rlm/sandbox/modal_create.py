@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import os
 import re
 import sys
@@ -166,7 +167,15 @@ def import_modal() -> Any:
     os.environ.setdefault("MODAL_MAX_THROTTLE_WAIT", SDK_WAIT_S)
     import modal
 
+    for name in ("modal-client", "modal-utils"):
+        logging.getLogger(name).addFilter(_not_of_creates)  # the same one is added once
+
     return modal
+
+
+def _not_of_creates(record: logging.LogRecord) -> bool:
+    """Whether the SDK may say it: of refused creates the run itself tells, in one line for all."""
+    return "/SandboxCreateV2 (" not in record.getMessage()
 
 
 def unavailable(error: Exception) -> SandboxUnavailable | None:
