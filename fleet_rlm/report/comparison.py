@@ -109,6 +109,30 @@ def _difference(row: Row) -> tuple[str, ...]:
     )
 
 
+def arms_grid(comparison: RunComparison) -> Grid:
+    """Baseline and candidates over all of their samples, a row each."""
+    heads = ("arm", "n", "contexts", "score", "95% CI", "errors=0", "coverage", "$ a sample",
+             "tokens", "p50 s", "p95 s", "ended")  # fmt: skip
+    rows = [
+        (
+            arm["name"],
+            str(arm["samples"]),
+            str(arm["contexts"]),
+            number(arm["score"]),
+            interval(arm["ci"]),
+            number(arm["with_errors_as_zero"]),
+            f"{arm['coverage']:.0%}",
+            f"{arm['cost']['usd']:.4f}",
+            count(arm["cost"]["tokens"]),
+            f"{arm['cost']['p50_s']:.2f}",
+            f"{arm['cost']['p95_s']:.2f}",
+            stops(arm["stops"]),
+        )
+        for arm in comparison.arms
+    ]
+    return Grid(heads, rows, words={"arm", "ended"})
+
+
 def cost_grid(rows: Sequence[Row]) -> Grid:
     """What both arms took and how they ended, a row each."""
     pairs = [f"{which} {what}" for what in ("$", "tokens", "p50 s", "p95 s")

@@ -7,11 +7,11 @@ from typing import Any
 
 from fleet_rlm.report.comparison import (
     RECURSION,
+    arms_grid,
     cost_grid,
     difference_grid,
     notes,
     recursion_grid,
-    stops,
 )
 from fleet_rlm.report.grid import Grid
 from fleet_rlm.report.tables import count, interval, number, short_length
@@ -113,7 +113,7 @@ def _alt(file: str) -> str:
 
 
 def _suite(comparison: RunComparison, experiment: Experiment) -> Iterator[str]:
-    yield _arms(comparison).to_markdown()
+    yield arms_grid(comparison).to_markdown()
     yield "Score by length of the context, with its 95 % interval and the number of samples:"
     yield _curves(comparison).to_markdown()
     if references := _references(comparison, experiment):
@@ -128,29 +128,6 @@ def _suite(comparison: RunComparison, experiment: Experiment) -> Iterator[str]:
         yield difference_grid(rows).to_markdown()
         yield cost_grid(rows).to_markdown()
     yield notes(comparison, bullet="* ")
-
-
-def _arms(comparison: RunComparison) -> Grid:
-    heads = ("arm", "n", "contexts", "score", "95% CI", "errors=0", "coverage", "$ a sample",
-             "tokens", "p50 s", "p95 s", "ended")  # fmt: skip
-    rows = [
-        (
-            arm["name"],
-            str(arm["samples"]),
-            str(arm["contexts"]),
-            number(arm["score"]),
-            interval(arm["ci"]),
-            number(arm["with_errors_as_zero"]),
-            f"{arm['coverage']:.0%}",
-            f"{arm['cost']['usd']:.4f}",
-            count(arm["cost"]["tokens"]),
-            f"{arm['cost']['p50_s']:.2f}",
-            f"{arm['cost']['p95_s']:.2f}",
-            stops(arm["stops"]),
-        )
-        for arm in comparison.arms
-    ]
-    return Grid(heads, rows, words={"arm", "ended"})
 
 
 def _curves(comparison: RunComparison) -> Grid:

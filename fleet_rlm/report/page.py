@@ -18,14 +18,14 @@ from fleet_rlm.errors import UsageError, one_line
 from fleet_rlm.report import plots
 from fleet_rlm.report.comparison import (
     RECURSION,
+    arms_grid,
     cost_grid,
     difference_grid,
     notes,
     recursion_grid,
-    stops,
 )
 from fleet_rlm.report.grid import Grid
-from fleet_rlm.report.tables import count, interval, number
+from fleet_rlm.report.tables import interval, number
 from fleet_rlm.runner.compare import RunComparison
 from fleet_rlm.runner.record import Record, last_records, total_usage
 from fleet_rlm.runner.store import read_records, read_trajectory
@@ -123,7 +123,7 @@ def _body(
     yield f"<p class=dim>{escape(' · '.join(_about(found)))}</p>"
     if found.label:
         yield f"<p class=warn>{escape(found.label)}</p>"
-    yield _arms(found).to_html()
+    yield arms_grid(found).to_html()
     yield "<h2>Plots</h2>"
     yield from _plots(found, drawn)
     yield "<h2>Tasks</h2>"
@@ -149,29 +149,6 @@ def _about(found: RunComparison) -> Iterator[str]:
     yield f"fleet-rlm {lock['lock']['versions'].get('fleet-rlm', 'unknown')}"
     for name, arm in zip(found.names, found.arms, strict=True):
         yield f"{name}: {arm['model']}, {arm['run']}"
-
-
-def _arms(found: RunComparison) -> Grid:
-    heads = ("arm", "samples", "contexts", "score", "95% CI", "errors=0", "coverage", "$ a sample",
-             "tokens a sample", "p50 s", "p95 s", "ended")  # fmt: skip
-    rows = [
-        (
-            arm["name"],
-            f"{arm['samples']:,}",
-            f"{arm['contexts']:,}",
-            number(arm["score"]),
-            interval(arm["ci"]),
-            number(arm["with_errors_as_zero"]),
-            f"{arm['coverage']:.0%}",
-            f"{arm['cost']['usd']:.4f}",
-            count(arm["cost"]["tokens"]),
-            f"{arm['cost']['p50_s']:.2f}",
-            f"{arm['cost']['p95_s']:.2f}",
-            stops(arm["stops"]),
-        )
-        for arm in found.arms
-    ]
-    return Grid(heads, rows, words={"arm", "ended"})
 
 
 _TITLES = {

@@ -300,6 +300,21 @@ def _summed(roles: Collection[Mapping[str, float]]) -> Iterable[float]:
     return map(sum, zip(*map(_USAGE, roles), strict=True)) if roles else [0] * len(SUMMED)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of `run.json`, `summary.json` and the like; None when there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Cannot read {path}: {one_line(str(error), 120)}") from None
+    return content
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file, whole or not at all, even under a kill.
 

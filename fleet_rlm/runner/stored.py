@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleet_rlm.errors import UsageError, one_line
+from fleet_rlm.errors import UsageError
 from fleet_rlm.runner.record import Key, Record, last_records
-from fleet_rlm.runner.store import read_abandoned, read_columns, read_records, read_trajectory
+from fleet_rlm.runner.store import (
+    read_abandoned,
+    read_columns,
+    read_json,
+    read_records,
+    read_trajectory,
+)
 from fleet_rlm.runner.summary import summarize
 
 if TYPE_CHECKING:
@@ -55,21 +60,11 @@ def open_run(path: Path | str) -> Run:
         UsageError: the folder is not a run, or a file of it cannot be read.
     """
     folder = Path(path)
-    lock = _read(folder / "run.json")
+    lock = read_json(folder / "run.json")
     if lock is None:
         raise UsageError(f"{folder} is not the folder of a run.", fix="fleet-eval run")
-    summary = _read(folder / "summary.json") or _summary_of(folder, lock)
+    summary = read_json(folder / "summary.json") or _summary_of(folder, lock)
     return Run(folder=folder, summary=summary, lock=lock)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Cannot read {path}: {one_line(str(error), 120)}") from None
-    return content
 
 
 def _summary_of(folder: Path, lock: dict[str, Any]) -> dict[str, Any]:

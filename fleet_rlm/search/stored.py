@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from fleet_rlm.errors import UsageError, nearest
+from fleet_rlm.runner.store import read_json
 
 TRIALS = "trials.json"
 Row = Mapping[str, Any]
@@ -114,14 +115,14 @@ def open_job(name: str, jobs_dir: Path) -> StoredJob:
         UsageError: no such job, or a file of it that cannot be read.
     """
     folder = Path(name) if Path(name, "job.json").is_file() else jobs_dir / name
-    lock = _read(folder / "job.json")
+    lock = read_json(folder / "job.json")
     if lock is None:
         known = sorted(path.parent.name for path in jobs_dir.glob("*/job.json"))
         raise UsageError(
             f"No job {name!r} here or in {jobs_dir}. {nearest(name, known)}",
             fix="fleet-optimize run quickstart",
         )
-    study, result = _read(folder / TRIALS), _read(folder / "result.json")
+    study, result = read_json(folder / TRIALS), read_json(folder / "result.json")
     return StoredJob(folder=folder, lock=lock, study=study, result=result)
 
 
@@ -142,7 +143,7 @@ def diff(job: StoredJob, number: int | None) -> dict[str, Any]:
         UsageError: no such trial.
     """
     row, base = job.trial(number), job.trial(0)
-    candidates = _read(job.folder / "candidates.json") or {"instructions": {}, "demos": {}}
+    candidates = read_json(job.folder / "candidates.json") or {"instructions": {}, "demos": {}}
     texts: dict[str, list[str]] = {}
     for name, found in candidates["instructions"].items():
         before, after = (
@@ -186,13 +187,3 @@ def _outline(demo: Mapping[str, Any]) -> dict[str, Any]:
     """What a worked example shows, in a few words."""
     text = str(demo.get("reasoning") or next((v for v in demo.values() if isinstance(v, str)), ""))
     return {"shows": text.strip().split("\n")[0][:120], "chars": len(json.dumps(demo))}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Cannot read {path}: {error}") from None
-    return content
