@@ -16,6 +16,7 @@ from fleet_rlm.statistics.clustered import (
     unseen_share,
 )
 from fleet_rlm.statistics.paired import (
+    Flips,
     compare,
     compare_paired,
     holm,
@@ -184,6 +185,29 @@ def test_drawn_patterns_agree_with_all_patterns(count):
     exact = (np.abs(totals) >= abs(sums.sum()) - 1e-9).mean()
     drawn = sign_flip_p(sums, [str(n) for n in range(count)])
     assert drawn == pytest.approx(exact, abs=4.5 * np.sqrt(exact * (1 - exact) / 20_000) + 1e-4)
+
+
+def test_signs_that_many_tests_share_agree_with_all_patterns():
+    # 16 contexts, some in one cell and some in several; the second score lacks a cell's samples.
+    rng = np.random.default_rng(4)
+    clusters = np.concatenate([np.arange(16), rng.integers(0, 16, 24)])
+    cells = np.concatenate([np.arange(16) % 2, rng.integers(0, 3, 24)])
+    scores = rng.choice([-1, -0.5, 0, 0.25, 1], (40, 3))
+    scores[cells == 2, 1] = np.nan
+    scores[:, 2] = scores[:, 0]
+    flips = Flips(scores, clusters, cells)
+    signs = 2 * ((np.arange(2**16)[:, None] >> np.arange(16)) & 1) - 1
+    for chosen in ((0, 1, 2), (0, 1), (1, 2), (2,)):
+        part = np.isin(cells, chosen)
+        for column in range(3):
+            values = np.nan_to_num(scores[part, column])
+            sums = np.bincount(clusters[part], weights=values, minlength=16)
+            exact = (np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9).mean()
+            drawn = flips.p(part, column)
+            near = 4.5 * np.sqrt(exact * (1 - exact) / 20_000) + 1e-4
+            assert drawn == pytest.approx(exact, abs=near if np.count_nonzero(sums) > 14 else 0)
+        assert flips.p(part, 2) == flips.p(part, 0)
+        assert Flips(-scores, clusters, cells).p(part) == flips.p(part)
 
 
 @pytest.mark.parametrize(

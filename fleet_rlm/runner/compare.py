@@ -16,7 +16,7 @@ from fleet_rlm.lm.simulated import LABEL
 from fleet_rlm.runner.outcomes import METRICS, Cost, Metric, Numbers, Outcomes, codes, read_outcomes
 from fleet_rlm.runner.stored import Run, open_run
 from fleet_rlm.statistics.clustered import mean_interval
-from fleet_rlm.statistics.paired import Comparison, compare_paired, holm
+from fleet_rlm.statistics.paired import Comparison, Flips, compare_paired, holm
 
 ALL = "all"
 """Name of the row of all tasks."""
@@ -321,6 +321,7 @@ class _Pair:
     lengths: Numbers
     clusters: Numbers
     scores: dict[Metric, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(repr=False)
+    flips: Flips = field(repr=False)
 
     @classmethod
     def of(cls, name: str, before: Outcomes, after: Outcomes) -> _Pair:
@@ -329,17 +330,14 @@ class _Pair:
         # In the order of ids, whatever order the samples ended in: drawn signs fall alike.
         both.sort(key=lambda pair: before.samples[pair[0]])
         first, second = np.array(both, dtype=np.int64).reshape(-1, 2).T
-        return cls(
-            name,
-            before,
-            after,
-            first,
-            second,
-            np.array(before.tasks, dtype=object)[first],
-            np.array(before.lengths, dtype=np.int64)[first],
-            codes([before.clusters[n] for n in first]),
-            {m: (before.scores[m][first], after.scores[m][second]) for m in METRICS},
-        )
+        tasks = np.array(before.tasks, dtype=object)[first]
+        lengths = np.array(before.lengths, dtype=np.int64)[first]
+        clusters = codes([before.clusters[n] for n in first])
+        scores = {m: (before.scores[m][first], after.scores[m][second]) for m in METRICS}
+        differences = np.stack([theirs - ours for ours, theirs in scores.values()], axis=1)
+        cells = codes(list(zip(tasks, lengths.tolist(), strict=True)))
+        flips = Flips(differences, clusters, cells)
+        return cls(name, before, after, first, second, tasks, lengths, clusters, scores, flips)
 
     def rows(self) -> Iterator[Row]:
         """A task's row, then those of its lengths; the rows of all tasks last, the total at the
@@ -378,7 +376,11 @@ class _Pair:
             metric=metric,
             baseline=_side(self.before, self.at_before[inside], first[paired]),
             candidate=_side(self.after, self.at_after[inside], second[paired]),
-            test=compare_paired(differences[paired], self.clusters[paired]),
+            test=compare_paired(
+                differences[paired],
+                self.clusters[paired],
+                p=self.flips.p(inside, METRICS.index(metric)),
+            ),
         )
 
 

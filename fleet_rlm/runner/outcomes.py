@@ -16,6 +16,9 @@ from fleet_rlm.runner.store import read_columns
 Metric = Literal["score", "official", "robust"]
 METRICS: tuple[Metric, ...] = ("score", "official", "robust")
 
+FIELDS = ("sample", "task", "cluster", "length", *METRICS, "working_s", "stop", "recursion")
+"""What is read of each record, beside its usage."""
+
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
@@ -105,7 +108,7 @@ def read_outcomes(folders: Sequence[Path]) -> Outcomes:
     """
     columns: dict[str, list[Any]] = {}
     for folder in folders:
-        for name, values in read_columns(folder / "records.jsonl").items():
+        for name, values in read_columns(folder / "records.jsonl", FIELDS).items():
             columns.setdefault(name, []).extend(values)
     ids = columns.get("sample", [])
     place: dict[str, int] = {}

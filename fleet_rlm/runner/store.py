@@ -7,7 +7,7 @@ import fcntl
 import gzip
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -269,11 +269,15 @@ def _whole_lines(path: Path) -> list[bytes]:
     return data[: data.rfind(b"\n") + 1].splitlines()
 
 
-def read_columns(path: Path) -> dict[str, list[Any]]:
-    """The records that count, by field; usage summed over roles.
+def read_columns(path: Path, fields: Sequence[str] = COLUMNS) -> dict[str, list[Any]]:
+    """The records that count, by field; usage summed over roles, as `SUMMED`.
 
     Made for a hundred thousand of them: no line outlives its own reading, so that neither memory
     nor the garbage collector grows with what is not asked for.
+
+    Args:
+        path: of `records.jsonl`.
+        fields: those wanted, of `COLUMNS`.
 
     Raises:
         UsageError: a line cannot be read; it is named by its number.
@@ -284,10 +288,10 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
             found = orjson.loads(line)
             row = found if found.pop("schema", 1) == RECORD_SCHEMA else migrate(found)
             spent = _summed(row["usage"].values())
-            last[row["sample"], row["epoch"]] = (*map(row.get, COLUMNS), *spent)
+            last[row["sample"], row["epoch"]] = (*map(row.get, fields), *spent)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{path}:{number} is no record: {one_line(str(error), 120)}") from None
-    names = (*COLUMNS, *SUMMED)
+    names = (*fields, *SUMMED)
     columns = zip(*last.values(), strict=True) if last else ((),) * len(names)
     return {name: list(column) for name, column in zip(names, columns, strict=True)}
 
