@@ -244,6 +244,12 @@ def test_autolog_gives_any_dspy_program_slim_traces(tmp_path, mlflow_template, m
     below = [span for span in whole.data.spans if span.parent_id == asked[0].span_id]
     assert [span.name for span in below] == ["LM", "LM"]
     assert by_id[asked[0].parent_id].name == "sandbox.execute"
+    # Executions find the sandbox running; what the spans show is not in the answer once more.
+    (started,) = [span for span in whole.data.spans if span.name == "sandbox.start"]
+    assert not started.inputs
+    assert not started.outputs
+    assert whole.data.spans[0].outputs["answer"] == "blue"
+    assert not {"trajectory", "trail"} & set(whole.data.spans[0].outputs)
     assert len(whole.data.spans[0].inputs.get("context", "")) < MAX_CHARS + 50
     assert b"swordfish" not in (tmp_path / "mlflow.db").read_bytes()
     # A store that is away is said once, and the program goes on.

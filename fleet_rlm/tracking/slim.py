@@ -39,10 +39,11 @@ TRACES_AT_ONCE = 100
 MAX_WAITING = 2000
 """Traces that wait to be written; more are dropped, which is said once."""
 
-LINGER_S = 0.5
+LINGER_S = 2.0
 """How long the writer waits for more traces to write with the first."""
 
 _NAME_ATTRIBUTE = "mlflow.traceTag.mlflow.traceName"  # of a root: what the trace is called
+_IN_SPANS = ("trajectory", "trail")  # of a Prediction: what the spans below show
 _RECENT = 64  # entries of a model's history in which a call is looked for
 
 
@@ -61,6 +62,12 @@ class _Call:
 
     children: list[Span] = field(default_factory=list)
     model: str | None = None
+    started: list[Any] = field(default_factory=list)
+    """Of a root only: interpreters that run."""
+
+    @property
+    def root(self) -> _Call:
+        return self.parent.root if self.parent else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class Autolog(BaseCallback):
         self._uri, self._experiment = tracking_uri, experiment
         self._calls: dict[str, _Call] = {}
         self._waiting: queue.Queue[_Trace] = queue.Queue(MAX_WAITING)
+        self._wanted = threading.Event()
         self._said: set[str] = set()
         # A prompt is in the spans of its module and of its model, and most of it in the next one's.
         self._clean = lru_cache(4096)(Redactor.from_env(os.environ).clean)
@@ -86,10 +94,11 @@ class Autolog(BaseCallback):
 
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Wait until what ended so far is written; gives whether it is."""
-        deadline = time.monotonic() + timeout_s
-        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return not self._waiting.unfinished_tasks
+        self._wanted.set()
+        with self._waiting.all_tasks_done:
+            return self._waiting.all_tasks_done.wait_for(
+                lambda: not self._waiting.unfinished_tasks, timeout_s
+            )
 
     def disable(self) -> None:
         """Trace no more calls; what ended so far is still written."""
@@ -100,14 +109,18 @@ class Autolog(BaseCallback):
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         given = {**inputs.get("kwargs", {}), **{k: v for k, v in inputs.items() if k != "kwargs"}}
+        if not given.get("args"):
+            given.pop("args", None)
         kind: Kind = "AGENT" if isinstance(instance, dspy.RLM | dspy.ReAct) else "CHAIN"
         self._start(call_id, type(instance).__name__, kind, given)
 
     def on_module_end(
         self, call_id: str, outputs: Any | None, exception: Exception | None = None
     ) -> None:
-        found = outputs.toDict() if isinstance(outputs, dspy.Prediction) else outputs
-        self._end(call_id, found, exception)
+        if isinstance(outputs, dspy.Prediction):
+            shown = {name: value for name, value in outputs.items() if name not in _IN_SPANS}
+            outputs = dspy.Prediction(**shown).toDict()
+        self._end(call_id, outputs, exception)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         model = str(getattr(instance, "model", type(instance).__name__))
@@ -133,11 +146,18 @@ class Autolog(BaseCallback):
     def on_interpreter_startup_start(
         self, call_id: str, instance: Any, inputs: dict[str, Any]
     ) -> None:
-        self._start(call_id, "sandbox.start", "TOOL", {})
+        self._start(call_id, "sandbox.start", "TOOL", {}).instance = instance
 
     def on_interpreter_startup_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None
     ) -> None:
+        call = self._calls.get(call_id)
+        running = call.root.started if call else []
+        if call and any(call.instance is one for one in running):  # to start it again does nothing
+            del self._calls[call_id]
+            return
+        if call and not exception:
+            running.append(call.instance)
         self._end(call_id, None, exception)
 
     def on_interpreter_execute_start(
@@ -182,7 +202,7 @@ class Autolog(BaseCallback):
         call = self._calls.pop(call_id, None)
         if call is None:  # it began before tracing did
             return
-        slim = _slim(outputs)
+        slim = {} if outputs is None else _slim(outputs)
         span = Span(
             name=call.name,
             kind=call.kind,
@@ -221,12 +241,12 @@ class Autolog(BaseCallback):
 
     def _next(self) -> list[_Trace]:
         traces = [self._waiting.get()]
-        deadline = time.monotonic() + LINGER_S
-        while len(traces) < TRACES_AT_ONCE:
-            with suppress(queue.Empty):
-                traces.append(self._waiting.get(timeout=max(0.0, deadline - time.monotonic())))
-                continue
-            break
+        if self._waiting.qsize() < TRACES_AT_ONCE:
+            self._wanted.wait(LINGER_S)
+        self._wanted.clear()
+        with suppress(queue.Empty):
+            while len(traces) < TRACES_AT_ONCE:
+                traces.append(self._waiting.get_nowait())
         return traces
 
     def _connect(self) -> tuple[Any, str]:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from measure import Cost, Table, measure, span, times
 
-CALLS = 200
 CONTEXT_CHARS = 2_000_000
 TURNS = 8
 SAMPLES = 512
@@ -25,42 +25,57 @@ REPEATS = 3
 ARMS = ("none", "fleet-rlm", "mlflow")
 
 
+class Work(NamedTuple):
+    title: str
+    answers: int
+    """Measured; a tenth as many warm up."""
+
+    model_calls: int
+    """Of an answer."""
+
+
+WORKS = {
+    "calls": Work("dspy.Predict", 200, 1),
+    "rlm": Work("fleet_rlm.RLM", 20, TURNS + 2 * (TURNS - 1)),
+}
+
+
 def tables() -> list[Table]:
     with _store() as template:
-        return [_calls(template), _contexts(template), _runs(template)]
+        return [*_traces(template), _runs(template)]
 
 
-def _calls(template: Path) -> Table:
-    cpu = {arm: _median([_child(template, "calls", arm)["cpu_s"] for _ in range(REPEATS)])
-           for arm in ARMS}  # fmt: skip
-    ours, stock = (cpu[arm] - cpu["none"] for arm in ARMS[1:])
-    row = ["dspy.Predict", *map(span, (cpu["none"], ours, stock)), times(stock, ours)]
-    return Table(
+def _traces(template: Path) -> tuple[Table, Table]:
+    found = {
+        work: {arm: [_child(template, work, arm) for _ in range(REPEATS)] for arm in ARMS}
+        for work in WORKS
+    }
+    cost = {
+        work: {arm: _median([one["cpu_s"] for one in of[arm]]) / WORKS[work].model_calls
+               for arm in ARMS}
+        for work, of in found.items()
+    }  # fmt: skip
+    rows = []
+    for work, cpu in cost.items():
+        ours, stock = (cpu[arm] - cpu["none"] for arm in ARMS[1:])
+        rows.append([WORKS[work].title, *map(span, (cpu["none"], ours, stock)), times(stock, ours)])
+    ours, stock = (_median([one["bytes"] for one in found["rlm"][arm]]) for arm in ARMS[1:])
+    calls = Table(
         title="A traced model call",
-        about=f"Processor time that tracing adds to a call, all threads, traces written: {CALLS}"
-        f" calls of dspy.Predict one after the other, median of {REPEATS}; stock is"
-        " mlflow.dspy.autolog.",
+        about="Processor time that tracing adds to a model call, all threads, traces written, one"
+        f" answer after the other, median of {REPEATS}; stock is mlflow.dspy.autolog. The RLM"
+        f" answers over {CONTEXT_CHARS:,} characters in {TURNS} turns, {TURNS - 1} of them with two"
+        " sub-queries.",
         columns=("case", "untraced call", "fleet-rlm adds", "stock adds", "less"),
-        rows=[row],
-    )
-
-
-def _contexts(template: Path) -> Table:
-    ours, stock = (_child(template, "rlm", arm) for arm in ARMS[1:])
-    none = _child(template, "rlm", "none")
-    rows = [
-        ["bytes", f"{ours['bytes']:,.0f}", f"{stock['bytes']:,.0f}",
-         times(stock["bytes"], ours["bytes"])],
-        ["CPU", *(span(arm["cpu_s"] - none["cpu_s"]) for arm in (ours, stock)),
-         times(stock["cpu_s"] - none["cpu_s"], ours["cpu_s"] - none["cpu_s"])],
-    ]  # fmt: skip
-    return Table(
-        title="A trace of an RLM over 2 MB",
-        about=f"One question over {CONTEXT_CHARS:,} characters, {TURNS} turns with two sub-queries"
-        " each: what one trace takes in the store and its files, and the processor time it adds.",
-        columns=("case", "fleet-rlm", "stock", "less"),
         rows=rows,
     )
+    sizes = Table(
+        title="A trace of an RLM over 2 MB",
+        about="What one trace of that RLM takes in the store and its files.",
+        columns=("case", "fleet-rlm", "stock", "less"),
+        rows=[["bytes", f"{ours:,.0f}", f"{stock:,.0f}", times(stock, ours)]],
+    )
+    return calls, sizes
 
 
 def _runs(template: Path) -> Table:
@@ -123,10 +138,11 @@ def _child(template: Path, work: str, arm: str) -> dict[str, float]:
         )
         found = json.loads(done.stdout.splitlines()[-1])
         with sqlite3.connect(f"{folder}/mlflow.db") as store:
-            (stored,) = store.execute("SELECT sum(length(content)) FROM spans").fetchone()
+            query = "SELECT sum(length(content)), count(DISTINCT trace_id) FROM spans"
+            stored, traces = store.execute(query).fetchone()
         files = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         files -= (Path(folder) / "mlflow.db").stat().st_size
-        return found | {"bytes": (stored or 0) + files}
+        return found | {"bytes": ((stored or 0) + files) / max(traces, 1)}
 
 
 def _median(values: list[float]) -> float:
@@ -153,12 +169,12 @@ def _work(work: str, arm: str) -> None:
 
     dspy.configure(lm=scripted_lm(script), callbacks=[])
     if work == "calls":
-        program, inputs, repeats = dspy.Predict("question -> answer"), {"question": "Which?"}, CALLS
+        program, inputs = dspy.Predict("question -> answer"), {"question": "Which?"}
     else:
+        program = fleet_rlm.RLM("context, query -> answer", max_iters=TURNS + 2)
         context = "The sky is blue. " * (CONTEXT_CHARS // 17)
-        program, inputs, repeats = fleet_rlm.RLM("context, query -> answer", max_iters=TURNS + 2), {
-            "context": context, "query": "Which colour?",
-        }, 1  # fmt: skip
+        inputs = {"context": context, "query": "Which colour?"}
+    answers = WORKS[work].answers
     program(**inputs)
     mlflow.set_experiment("bench")
     tracer = None
@@ -166,13 +182,14 @@ def _work(work: str, arm: str) -> None:
         tracer = autolog(experiment="bench")
     elif arm == "mlflow":
         mlflow.dspy.autolog(silent=True)
-    program(**inputs)
-    _flush(tracer, arm)
-    started = time.process_time()
-    for _ in range(repeats):
+    for _ in range(answers // 10):
         program(**inputs)
     _flush(tracer, arm)
-    print(json.dumps({"cpu_s": (time.process_time() - started) / repeats}))
+    started = time.process_time()
+    for _ in range(answers):
+        program(**inputs)
+    _flush(tracer, arm)
+    print(json.dumps({"cpu_s": (time.process_time() - started) / answers}))
 
 
 def _flush(tracer, arm: str) -> None:
