@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from openai_server import error_body, openai_server
+
+import fleet_rlm
+from fleet_rlm.errors import FleetWarning
 
 LABEL = "simulated model: these numbers show the harness, not any model"
 SUMMARY_KEYS = [
@@ -441,9 +445,10 @@ def test_list_and_show(project, command):
     one_error_line(command("show", "neddle"), 2, "'needle'")
 
 
-def test_a_run_is_mirrored_to_mlflow(project, run):
+def test_a_run_is_mirrored_to_mlflow(project, run, mlflow_template):
     import sqlite3
 
+    shutil.copy(mlflow_template, project / "mlflow.db")
     done = run("needle", *SMALL, "--json", mlflow=True)
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(project / "mlflow.db") as store:
@@ -459,6 +464,21 @@ def test_a_store_that_cannot_be_reached_is_said_once_and_the_run_goes_on(project
     done = run("needle", *SMALL, mlflow=True, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("127.0.0.1:9") == 1
+
+
+def test_runs_and_jobs_from_python_are_mirrored_when_asked(project, mlflow_template, monkeypatch):
+    small = {"overrides": {"lengths": [4000], "windows": 2}, "model": "sim"}
+    fleet_rlm.evaluate("blind", "needle", **small, limit=2, out="kept")
+    assert not (project / "mlflow.db").exists()
+    shutil.copy(mlflow_template, project / "mlflow.db")
+    fleet_rlm.evaluate("blind", "needle", **small, limit=2, out="mirrored", mlflow=True)
+    assert "run_id" in json.loads((project / "mirrored" / "mlflow.json").read_text())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
+    with pytest.warns(FleetWarning, match=r"nowhere.*Later: fleet-eval sync runs/jobs/"):
+        fleet_rlm.optimize(
+            "rlm", "needle", **small, test=2, validation=2, trials=2, mlflow=True,
+            optimizer="settings-only", space={"max_iters": [5]},
+        )  # fmt: skip
 
 
 def test_steps_that_were_paid_for_stay_with_a_sample_that_failed(project, run):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.listing import print_content
-from fleet_rlm.cli.track import mirrored
 from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit
 from fleet_rlm.project import Content, find_content, project_dir, relative
@@ -21,6 +20,7 @@ from fleet_rlm.search.job import JobResult, prepare, run_job
 from fleet_rlm.search.plan import JobPlan, plan_job
 from fleet_rlm.search.promote import judge
 from fleet_rlm.search.recipe import SUB_MODEL, load_recipe, make_recipe
+from fleet_rlm.tracking import mirrored
 
 
 def compile_command(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.given import open_suite, sort_overrides
-from fleet_rlm.cli.track import mirrored
 from fleet_rlm.config import Resolved, parse_overrides, resolve
 from fleet_rlm.errors import Exit, UsageError, nearest
 from fleet_rlm.ledger import Caps, Limits
@@ -27,7 +26,7 @@ from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.stored import open_run
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite
-from fleet_rlm.tracking import parse_trace
+from fleet_rlm.tracking import mirrored, parse_trace
 
 REPEATED = (
     "suite", "program", "flags", "price", "sub_price", "corpus", "overrides", "limit", "epochs",

@@ -4,42 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from fleet_rlm.config import Config, resolve
+from fleet_rlm.config import resolve
 from fleet_rlm.errors import Exit, UsageError
-from fleet_rlm.project import project_dir, relative
-from fleet_rlm.tracking import Mirror, Trace, parse_trace
-
-SYNC_S = 600.0
-"""Longest that a mirror may take that was asked for, itself or all of its traces."""
-
-RUN_S = 60.0
-"""The same where a run waits for it. Sampled traces take a second, a thousand half a minute."""
-
-
-@contextmanager
-def mirrored(
-    folder: Path, config: Config, project: Path, *, trace: Trace = "sampled"
-) -> Iterator[Callable[[], str | None]]:
-    """Mirror the folder of a run or a job to MLflow, prepared beside the block.
-
-    Yields:
-        What writes it, once, when its files are written: gives a line when that failed.
-    """
-    if not config.mlflow:
-        yield lambda: None
-        return
-    uri = config.mlflow_tracking_uri
-    with Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=trace) as mirror:
-
-        def write() -> str | None:
-            problem = mirror.finish(SYNC_S if trace == "all" else RUN_S).problem
-            return problem and f"{problem.rstrip('.')}. Later: fleet-eval sync {relative(folder)}"
-
-        yield write
+from fleet_rlm.project import project_dir
+from fleet_rlm.tracking import SYNC_S, Mirror, parse_trace
 
 
 def view_command(start: Path, *, port: int | None, open_browser: bool) -> int:

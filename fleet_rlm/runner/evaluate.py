@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import dspy
 
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import UsageError
+from fleet_rlm.errors import FleetWarning, UsageError
 from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm.connect import specify_judge, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
@@ -24,6 +25,7 @@ from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.stored import Run, open_run
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite, load_suite
+from fleet_rlm.tracking import mirrored
 
 
 def evaluate(
@@ -44,11 +46,10 @@ def evaluate(
     limits: Limits | None = None,
     caps: Caps | None = None,
     out: Path | str | None = None,
+    mlflow: bool = False,
     display: str = "none",
 ) -> Run:
     """Score a program on a suite and store the run; the same call again resumes it.
-
-    The run folder is all that is written; only the command line mirrors runs to MLflow.
 
     Args:
         program: a name that `--program` takes, or a `dspy.Module` that takes `context` and `query`
@@ -71,6 +72,8 @@ def evaluate(
         limits: what one sample may use.
         caps: what the whole run may use, over all of its sessions.
         out: run folder; named by what runs, in ./runs, when absent.
+        mlflow: mirror the run to MLflow too, where the command line does; a store that cannot be
+            used is a warning, and `fleet-eval sync` mirrors the folder later.
         display: progress on stderr: "auto", "live", "plain" or "none".
 
     Returns:
@@ -87,6 +90,7 @@ def evaluate(
         suite = load_suite(find_content("evals", str(suite), project).path)
     suite = suite.override(dict(overrides or {}))
     flags = {"model": model, "sub_model": sub_model, "concurrency": concurrency, "sandbox": sandbox}
+    flags["mlflow"] = mlflow
     resolved = resolve(flags, os.environ, project)
     root, sub = specify_pair(resolved, os.environ)
     name, entry, recursion = _named(program, settings or {})
@@ -111,7 +115,10 @@ def evaluate(
         workers=workers or (None if isinstance(program, str) else 1),
         caps=caps or Caps(),
     )
-    finished = run_arm(arm, plan, folder, effort=effort, progress=progress)
+    with mirrored(folder, resolved.config, project) as write_mirror:
+        finished = run_arm(arm, plan, folder, effort=effort, progress=progress)
+        if problem := write_mirror():
+            warnings.warn(problem, FleetWarning, stacklevel=2)
     if finished.budget is not None:
         raise finished.budget
     return open_run(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import dspy
 
 from fleet_rlm.config import resolve
-from fleet_rlm.errors import FleetError
+from fleet_rlm.errors import FleetError, FleetWarning
 from fleet_rlm.program.recursion import ProgramSettings, RecursionSettings
 from fleet_rlm.program.registry import Entry
 from fleet_rlm.project import project_dir
@@ -19,6 +20,7 @@ from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import JobResult, prepare, run_job
 from fleet_rlm.search.recipe import make_recipe
 from fleet_rlm.suites.suite import Suite
+from fleet_rlm.tracking import mirrored
 
 
 def optimize(
@@ -31,6 +33,7 @@ def optimize(
     concurrency: int | None = None,
     sandbox: str | None = None,
     out: Path | str | None = None,
+    mlflow: bool = False,
     display: str = "none",
     **recipe: Any,
 ) -> JobResult:
@@ -51,6 +54,8 @@ def optimize(
         concurrency: samples in flight.
         sandbox: "auto" or the name of a level.
         out: the job's folder; in ./runs/jobs, named by program and model, when absent.
+        mlflow: mirror the job to MLflow too, where the command line does; a store that cannot be
+            used is a warning, and `fleet-eval sync` mirrors the folder later.
         display: progress on stderr: "auto", "live", "plain" or "none".
         recipe: any other key of a recipe file: `train=24, space={"max_iters": [8]}, max_usd=5.0`.
 
@@ -70,9 +75,10 @@ def optimize(
     keys["suite"] = suite.name if isinstance(suite, Suite) else str(suite)
     made = make_recipe(keys, "optimize()")
     flags = {"model": model, "sub_model": sub_model, "concurrency": concurrency, "sandbox": sandbox}
+    resolved = resolve(made.flags(flags) | {"mlflow": mlflow}, os.environ, project)
     job = prepare(
         made,
-        resolve(made.flags(flags), os.environ, project),
+        resolved,
         project,
         Path(out) if out is not None else None,
         program=None if isinstance(program, str) else _entry_of(program),
@@ -80,9 +86,12 @@ def optimize(
     )
     sides = ("baseline", "winner")
     progress = {side: make_progress(display, f"{made.name} {side}") for side in sides}
-    found = run_job(job, progress)
-    if found is None:
-        raise FleetError("The job was interrupted.", fix="the same call again")
+    with mirrored(job.folder, resolved.config, project) as write_mirror:
+        found = run_job(job, progress)
+        if found is None:
+            raise FleetError("The job was interrupted.", fix="the same call again")
+        if problem := write_mirror():
+            warnings.warn(problem, FleetWarning, stacklevel=2)
     return found
 
 

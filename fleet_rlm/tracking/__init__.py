@@ -8,13 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fleet_rlm.tracking.choice import Trace, parse_trace
-from fleet_rlm.tracking.mirror import Mirror, MirrorResult
+from fleet_rlm.tracking.mirror import SYNC_S, Mirror, MirrorResult, mirrored
 from fleet_rlm.tracking.store import EXPERIMENT
 
 if TYPE_CHECKING:
     from fleet_rlm.tracking.slim import autolog as autolog
 
-__all__ = ["EXPERIMENT", "Mirror", "MirrorResult", "Trace", "autolog", "parse_trace"]
+__all__ = [
+    "EXPERIMENT",
+    "SYNC_S",
+    "Mirror",
+    "MirrorResult",
+    "Trace",
+    "autolog",
+    "mirrored",
+    "parse_trace",
+]
 
 
 def __getattr__(name: str) -> Any:

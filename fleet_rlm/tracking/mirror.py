@@ -8,15 +8,24 @@ import select
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from fleet_rlm.config import Config
 from fleet_rlm.errors import UsageError, one_line
+from fleet_rlm.project import relative
 from fleet_rlm.tracking.choice import Trace
 from fleet_rlm.tracking.store import EXPERIMENT, PATIENCE, QUIET, resolve_uri, shown
+
+SYNC_S = 600.0
+"""Longest that a mirror may take that was asked for, itself or all of its traces."""
+
+RUN_S = 60.0
+"""The same where a run waits for it. Sampled traces take a second, a thousand half a minute."""
 
 # The package is found where the parent found it, whatever lies in the working directory, and its
 # folder does not stay on the path: a checkout holds a `datasets/` that is not Hugging Face's.
@@ -138,6 +147,28 @@ class Mirror:
         return MirrorResult(
             problem=one_line(f"The MLflow process ended with {process.returncode}. {last}")
         )
+
+
+@contextmanager
+def mirrored(
+    folder: Path, config: Config, project: Path, *, trace: Trace = "sampled"
+) -> Iterator[Callable[[], str | None]]:
+    """Mirror the folder of a run or a job to MLflow, prepared beside the block.
+
+    Yields:
+        What writes it, once, when its files are written: gives a line when that failed.
+    """
+    if not config.mlflow:
+        yield lambda: None
+        return
+    uri = config.mlflow_tracking_uri
+    with Mirror.start(folder, tracking_uri=uri, project_dir=project, trace=trace) as mirror:
+
+        def write() -> str | None:
+            problem = mirror.finish(SYNC_S if trace == "all" else RUN_S).problem
+            return problem and f"{problem.rstrip('.')}. Later: fleet-eval sync {relative(folder)}"
+
+        yield write
 
 
 def _start_child(job: dict[str, str | int], uri: str, log: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -146,7 +146,7 @@ def unusable(uri: str, error: BaseException) -> UsageError:
     text = str(reason).replace(uri, shown(uri)).rstrip(".")
     return UsageError(
         f"The MLflow store {shown(uri)} cannot be used: {one_line(text, 200)}.",
-        fix="another MLFLOW_TRACKING_URI, or --no-mlflow",
+        fix="another MLFLOW_TRACKING_URI",
     )
 
 
