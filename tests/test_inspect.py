@@ -169,7 +169,16 @@ def test_an_estimate_without_history_is_wide_and_says_what_it_stands_on(project,
     few = command("estimate", "needle", "--set", "settings.max_iters=1",
                   "--set", "settings.max_llm_calls=0", "--json")  # fmt: skip
     assert json.loads(few.stdout)["calls"][1] == first["samples"]
-    shown = command("estimate", "needle", "--program", "direct").stdout
+    paid = ("--sandbox", "modal")
+    there = json.loads(command("estimate", "needle", "-m", "openai/gpt-5-mini", *paid,
+                               "--set", "modal.cpu=[1.0, 2.0]", "--json").stdout)  # fmt: skip
+    assert there["sandbox_usd"][1] == pytest.approx(
+        first["samples"] * 120 * (3.942e-5 + 0.5 * 6.72e-6)
+    )
+    assert there["usd"][1] == pytest.approx(expected + there["sandbox_usd"][1])
+    assert first["sandbox_usd"] is None
+    shown = command("estimate", "needle", "--program", "direct", *paid).stdout
+    assert "sandboxes" not in shown  # it runs no code
     assert "simulated model" in shown
     assert "assumptions" in shown
 
@@ -183,6 +192,9 @@ def test_an_estimate_is_calibrated_by_earlier_runs_and_priced_for_the_models_ask
     found = json.loads(command(*ask).stdout)
     assert found["samples"] == 80
     assert "12 samples of 1 earlier runs" in found["basis"]
+    there = json.loads(command(*ask, "--sandbox", "modal").stdout)
+    assert 0 < there["sandbox_usd"][0] < there["sandbox_usd"][2]
+    assert there["usd"][1] == pytest.approx(found["usd"][1] + there["sandbox_usd"][1])
     actual = json.loads(command(*words, "--set", "windows=20", "--json").stdout)["usage"]
     for name, used in (("calls", actual["calls"]), ("usd", actual["usd"])):
         low, expected, high = found[name]

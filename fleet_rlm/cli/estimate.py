@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.given import open_suite, sort_overrides
-from fleet_rlm.config import parse_overrides, resolve
+from fleet_rlm.config import Config, parse_overrides, resolve
 from fleet_rlm.errors import Exit
 from fleet_rlm.lm.connect import ModelSpec, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.project import project_dir
 from fleet_rlm.report.tables import make_console, print_estimate
 from fleet_rlm.runner import estimate as estimates
+from fleet_rlm.sandbox.levels import MODAL
+from fleet_rlm.sandbox.modal_recipe import Recipe
 from fleet_rlm.statistics.clustered import detectable_difference
 
 
@@ -54,17 +56,24 @@ def predict(request: EstimateRequest) -> dict[str, Any]:
         UsageError: unknown names, or data that is not on this machine.
     """
     project = project_dir(Path.cwd())
-    resolved = resolve(request.flags, os.environ, project)
     overrides = sort_overrides(parse_overrides(request.overrides))
+    flags = {**request.flags, "modal": overrides["modal"] or None}
+    resolved = resolve(flags, os.environ, project)
     suite = open_suite(project, request.suite, request.corpus, overrides["suite"])
     plan = suite.plan(limit=request.limit)
     root, sub = _models(request, resolved)
     lengths = [sample.length for sample in plan] * request.epochs
     prices = {"root": root.price, "sub": sub.price}
+    sandbox_usd_s = _sandbox_usd_s(request.program, resolved.config)
     history, names = estimates.find_history(project / resolved.config.runs_dir, request.program)
     if history:
         found = estimates.estimate_from_runs(
-            lengths, history, prices, concurrency=resolved.config.concurrency, names=names
+            lengths,
+            history,
+            prices,
+            concurrency=resolved.config.concurrency,
+            names=names,
+            sandbox_usd_s=sandbox_usd_s,
         )
     else:
         found = estimates.estimate_from_prior(
@@ -72,6 +81,7 @@ def predict(request: EstimateRequest) -> dict[str, Any]:
             _kind(request.program),
             prices,
             max_calls=_max_calls(request.program, overrides["settings"]),
+            sandbox_usd_s=sandbox_usd_s,
         )
     return asdict(found) | {
         "suite": suite.name,
@@ -88,6 +98,13 @@ def _models(request: EstimateRequest, resolved: Any) -> tuple[ModelSpec, ModelSp
     env = {"DSPY_LLM_API_KEY": "none", **os.environ}
     keyed = resolve(request.flags, env, project_dir(Path.cwd()))
     return specify_pair(keyed, env, price=request.price, sub_price=request.sub_price)
+
+
+def _sandbox_usd_s(program: str, config: Config) -> float:
+    # No sandbox is made, so neither a token nor an isolation is needed.
+    if config.sandbox != MODAL.name or not find_program(program).runs_code:
+        return 0.0
+    return Recipe(**config.modal.model_dump()).usd_per_s
 
 
 def _kind(program: str) -> str:

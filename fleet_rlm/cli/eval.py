@@ -491,6 +491,7 @@ def estimate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many samples.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
+    sandbox: options.Sandbox = None,
     concurrency: options.Concurrency = None,
     as_json: options.AsJson = False,
 ) -> int:
@@ -501,7 +502,12 @@ def estimate(
         EstimateRequest(
             suite=suite,
             program=program,
-            flags={"model": model, "sub_model": sub_model, "concurrency": concurrency},
+            flags={
+                "model": model,
+                "sub_model": sub_model,
+                "sandbox": sandbox,
+                "concurrency": concurrency,
+            },
             price=price,
             sub_price=sub_price,
             corpus=corpus,

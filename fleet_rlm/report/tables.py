@@ -209,12 +209,13 @@ def print_estimate(console: Console, found: Mapping[str, Any], label: str | None
     table.add_column("")
     for name in ("expected", "from", "to"):
         table.add_column(name, justify="right", no_wrap=True)
-    forms = {"calls": "{:,.0f}", "tokens": "{:,.0f}", "usd": "${:,.4f}", "wall_s": "{:,.0f} s"}
+    forms = {"calls": "{:,.0f}", "tokens": "{:,.0f}", "usd": "${:,.4f}",
+             "sandbox_usd": "${:,.4f}", "wall_s": "{:,.0f} s"}  # fmt: skip
+    heads = {"usd": "dollars", "sandbox_usd": "of it sandboxes", "wall_s": "time"}
     for name, form in forms.items():
         if found[name] is not None:
             low, expected, high = found[name]
-            table.add_row({"usd": "dollars", "wall_s": "time"}.get(name, name),
-                          *map(form.format, (expected, low, high)))  # fmt: skip
+            table.add_row(heads.get(name, name), *map(form.format, (expected, low, high)))
     console.print(table)
     detects = found["detects"]
     lines = {

@@ -41,14 +41,16 @@ class Spending(NamedTuple):
     sub_in: float
     sub_out: float
     seconds: float
+    sandbox_s: float = 0.0
+    """Life of its sandbox, where that is paid for."""
 
 
 PRIORS: Mapping[str, tuple[Spending, Spending, Spending]] = {
     # Few, usual and many calls; the part of the context that sub-queries read is a share of it.
     "code": (
-        Spending(3, 5_000, 600, 0.0, 0, 0.0),
-        Spending(12, 15_000, 1_800, 0.5, 600, 0.0),
-        Spending(60, 90_000, 8_000, 2.0, 5_000, 0.0),
+        Spending(3, 5_000, 600, 0.0, 0, 0.0, 15),
+        Spending(12, 15_000, 1_800, 0.5, 600, 0.0, 120),
+        Spending(60, 90_000, 8_000, 2.0, 5_000, 0.0, 600),
     ),
     "mapreduce": (
         Spending(2, 1_500, 100, 1.0, 200, 0.0),
@@ -74,6 +76,11 @@ class Estimate:
     calls: Range
     tokens: Range
     usd: Range
+    """Models and sandboxes."""
+
+    sandbox_usd: Range | None
+    """Of it for sandboxes; None where they are not paid for."""
+
     wall_s: Range | None
     """None where no earlier run tells how long a sample takes."""
 
@@ -108,6 +115,7 @@ def estimate_from_runs(
     *,
     concurrency: int,
     names: Sequence[str],
+    sandbox_usd_s: float = 0.0,
     seed: int = 0,
 ) -> Estimate:
     """Draw whole runs from earlier samples, each from those whose context was nearest in length.
@@ -118,6 +126,7 @@ def estimate_from_runs(
         prices: role -> price of the models asked for now.
         concurrency: samples in flight.
         names: of the runs that the history is from.
+        sandbox_usd_s: dollars a second of a sample's sandbox.
         seed: of the draws.
 
     Returns:
@@ -135,20 +144,26 @@ def estimate_from_runs(
         pool = np.array(by_length[nearest])
         picked = rng.integers(len(pool), size=(DRAWS, count))
         totals += pool[picked].sum(axis=1)
-    dollars = _dollars(totals.T, prices)
+    sandboxes = totals[:, Spending._fields.index("sandbox_s")] * sandbox_usd_s
     seconds = totals[:, Spending._fields.index("seconds")] / min(concurrency, len(lengths))
     return Estimate(
         samples=len(lengths),
         calls=_range(totals[:, 0]),
         tokens=_range(totals[:, 1:5].sum(axis=1)),
-        usd=_range(dollars),
+        usd=_range(_dollars(totals.T, prices) + sandboxes),
+        sandbox_usd=_range(sandboxes) if sandbox_usd_s else None,
         wall_s=_range(seconds),
         basis=f"{len(history)} samples of {len(names)} earlier runs",
     )
 
 
 def estimate_from_prior(
-    lengths: Sequence[int], kind: str, prices: Mapping[str, Price], *, max_calls: int | None
+    lengths: Sequence[int],
+    kind: str,
+    prices: Mapping[str, Price],
+    *,
+    max_calls: int | None,
+    sandbox_usd_s: float = 0.0,
 ) -> Estimate:
     """Multiply assumptions: see `PRIORS`.
 
@@ -157,6 +172,7 @@ def estimate_from_prior(
         kind: a key of `PRIORS`.
         prices: role -> price.
         max_calls: turns and sub-queries that the settings allow a sample; None for no such limit.
+        sandbox_usd_s: dollars a second of a sample's sandbox.
     """
     sums = []
     for assumed in PRIORS[kind]:
@@ -166,12 +182,14 @@ def estimate_from_prior(
         root_in = assumed.root_in * n + (read if kind == "direct" else 0)
         sub_in = 0.0 if kind == "direct" else read
         total = Spending(calls * n, root_in, assumed.root_out * n, sub_in, assumed.sub_out * n, 0.0)
-        sums.append((total, float(_dollars(np.array(total), prices))))
+        sandboxes = assumed.sandbox_s * n * sandbox_usd_s
+        sums.append((total, float(_dollars(np.array(total), prices)) + sandboxes, sandboxes))
     return Estimate(
         samples=len(lengths),
-        calls=Range(*(total.calls for total, _ in sums)),
-        tokens=Range(*(sum(total[1:5]) for total, _ in sums)),
-        usd=Range(*(usd for _, usd in sums)),
+        calls=Range(*(total.calls for total, _, _ in sums)),
+        tokens=Range(*(sum(total[1:5]) for total, _, _ in sums)),
+        usd=Range(*(usd for _, usd, _ in sums)),
+        sandbox_usd=Range(*(usd for _, _, usd in sums)) if sandbox_usd_s else None,
         wall_s=None,
         basis="assumptions: no earlier run of this program is stored",
     )
@@ -186,11 +204,13 @@ def _spending(record: Record) -> Spending:
         sub.input_tokens,
         sub.output_tokens,
         record.working_s,
+        # a box of this machine lived about as long as one on Modal would
+        Usage.from_json(record.usage.get("sandbox", {})).seconds or record.working_s,
     )
 
 
 def _dollars(spent: np.ndarray, prices: Mapping[str, Price]) -> np.ndarray:
-    """Shape (6,) or (6, runs) -> dollars; cached input is not foreseen."""
+    """Shape (fields,) or (fields, runs) -> dollars of models; cached input is not foreseen."""
     root, sub = prices["root"], prices["sub"]
     a_million = np.array((root.input, root.output, sub.input, sub.output))
     found: np.ndarray = a_million @ spent[1:5] / 1e6

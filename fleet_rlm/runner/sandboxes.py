@@ -53,6 +53,11 @@ class SandboxSpec:
         """ "local" or "modal"."""
         return "modal" if self.modal else "local"
 
+    @property
+    def usd_per_s(self) -> float:
+        """Dollars a second of one sandbox; those of this machine cost none."""
+        return self.modal.usd_per_s if self.modal else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """What a run stores."""
         shown = {"backend": self.backend, "level": self.level.name, "label": self.level.label}

@@ -108,12 +108,20 @@ def _estimate(job: Compilation, samples: Sequence[PlannedSample]) -> Estimate:
     lengths = [sample.length for sample in samples] * job.recipe.epochs
     arm = job.arm
     prices = {"root": arm.root.price, "sub": arm.sub.price}
+    sandbox_usd_s = arm.sandbox.usd_per_s if arm.sandbox else 0.0
     history, names = find_history(job.runs_dir, job.recipe.program)
     if history:
         return estimate_from_runs(
-            lengths, history, prices, concurrency=job.concurrency, names=names
+            lengths,
+            history,
+            prices,
+            concurrency=job.concurrency,
+            names=names,
+            sandbox_usd_s=sandbox_usd_s,
         )
     kind = "code" if arm.entry.runs_code else "direct"
     own = arm.settings.to_json()
     calls = [own[name] for name in ("max_iters", "max_llm_calls") if name in own]
-    return estimate_from_prior(lengths, kind, prices, max_calls=sum(calls) or None)
+    return estimate_from_prior(
+        lengths, kind, prices, max_calls=sum(calls) or None, sandbox_usd_s=sandbox_usd_s
+    )
