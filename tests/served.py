@@ -16,6 +16,7 @@ from fleet_rlm.cli.fleet import main as fleet
 from fleet_rlm.config import resolve
 from fleet_rlm.serving.app import Service
 from fleet_rlm.serving.engine import Engine
+from fleet_rlm.serving.server import listen
 from fleet_rlm.serving.settings import ServerSettings
 
 SOON_S = 1.0
@@ -36,8 +37,9 @@ def make_engine(bundle=None, resolved=LOCAL, lm=None, **limits):
 @contextmanager
 def serving(engine, folder, **settings):
     service = Service(engine, ServerSettings(state=folder / "state", **settings))
+    listener = listen("127.0.0.1", 0, service.settings.io_timeout_s)
     with (
-        web_server(service.asgi, ws="auto", ws_max_size=1 << 20) as url,
+        web_server(service.asgi, listener, ws="auto", ws_max_size=1 << 20) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         yield client

@@ -82,6 +82,12 @@ def until(socket, *kinds):
             return seen
 
 
+def held_connections(port):
+    """How many the server has; one that it has closed counts until all is sent."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
 AS_JSON = {"content-type": "application/json"}
 
 
@@ -349,6 +355,32 @@ def test_too_much_is_refused(tmp_path, caplog):
         assert int(refused.headers["retry-after"]) >= 1
         lines = [record.getMessage() for record in caplog.records]
         assert any(line.startswith("mine GET /health 200") for line in lines)
+
+
+def test_who_does_not_read_is_let_go_and_holds_nobody_up(tmp_path):
+    """What was written to such a client must not stay in the server's memory."""
+    answer = "x" * 2_500_000  # told twice, more than the buffers of a connection hold
+    engine = make_engine(lm=in_turn(finish(answer), finish(answer)))
+    asked = b'{"message": "m"}'
+    with serving(engine, tmp_path, io_timeout_s=0.3) as client:
+        url = client.base_url
+        lazy = [socket.socket() for _ in range(2)]
+        for one in lazy:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            one.connect((url.host, url.port))
+        sse, ws = lazy
+        head = f"POST /chat/stream HTTP/1.1\r\nHost: {url.host}\r\n"
+        head += "Content-Type: application/json\r\n"
+        sse.sendall(f"{head}Content-Length: {len(asked)}\r\n\r\n".encode() + asked)
+        target = f"ws://{url.host}:{url.port}/ws/chat"
+        with connect(target, sock=ws, max_queue=1, max_size=None, close_timeout=0.1) as chat:
+            say(chat, content="m")
+            wait_for(lambda: 'outcome="final"} 2.0' in client.get("/metrics").text)
+            began = time.monotonic()
+            assert client.get("/health").json()["ok"]
+            assert time.monotonic() - began < SOON_S
+            wait_for(lambda: held_connections(url.port) <= 1, seconds=20)  # that of `client`
+        sse.close()
 
 
 def test_an_outage_is_no_answer(tmp_path):

@@ -15,9 +15,9 @@ _PATIENCE_S = 20.0
 
 
 @contextmanager
-def web_server(app: Any, **settings: Any) -> Iterator[str]:
+def web_server(app: Any, listener: socket.socket | None = None, **settings: Any) -> Iterator[str]:
     """Serve an ASGI application on a free port; gives its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, **{"log_level": "warning", "ws": "none"} | settings)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

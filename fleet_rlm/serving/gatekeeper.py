@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -100,7 +101,7 @@ class Gatekeeper:
             return
         passage = _Passage(scope, receive, send, self._settings.io_timeout_s, self._headers)
         try:
-            with boundary(ProgramError, "serving the request"):
+            with boundary(ProgramError, "serving the request"), suppress(_NotRead):
                 await self._pass(passage)
         except FleetError as error:
             if not isinstance(error, Declined):
@@ -152,6 +153,10 @@ class Gatekeeper:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
+
+
+class _NotRead(ConnectionResetError):
+    """A client that does not read its answer is let go."""
 
 
 class _Passage:
@@ -236,7 +241,7 @@ class _Passage:
                 await self._send(message)
         except TimeoutError:
             # To the application it is as if the client had gone.
-            raise ConnectionResetError("the client does not read its answer") from None
+            raise _NotRead("the client does not read its answer") from None
 
     async def decline(self, error: FleetError) -> None:
         """Answer with an error, if nothing was answered yet."""

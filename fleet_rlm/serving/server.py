@@ -34,7 +34,7 @@ def serve(service: Service, application: Application, ready: Callable[[str], Non
     # Each chat has a connection and a sandbox session, each of these a few descriptors.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port, settings.io_timeout_s)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         application,
@@ -91,11 +91,27 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, io_timeout_s: float) -> socket.socket:
+    """A socket that takes connections, whose clients read their answers or are let go.
+
+    Args:
+        host: address or name.
+        port: 0 for a free one.
+        io_timeout_s: how long a connection lasts on which nothing can be sent, where the system
+            can end it (Linux: TCP_USER_TIMEOUT). Closing it is not enough: what was written would
+            wait in memory for as long as the client likes.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise UsageError(f"Port {port} of {host} cannot be used: {error}", fix="--port 0") from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = max(1, round(io_timeout_s * 1000))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return listener

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dspy.utils.callback import BaseCallback
 
@@ -48,6 +50,47 @@ class Guard(BaseCallback):
             self._scope.check()
         except Cancelled as error:
             raise Stopped from error
+
+
+class Mailbox(Generic[T]):
+    """Items from any thread, in order, for one reader on the event loop that it is made on.
+
+    A reader that does not wait is not woken, and a burst wakes it once: an event of a chat would
+    otherwise cost a task, a timer and a system call.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[T] = deque()
+        self._news = asyncio.Event()
+        self._is_told = False
+
+    def put(self, item: T) -> None:
+        """Add an item, from any thread."""
+        self._items.append(item)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the reader look, from any thread."""
+        if not self._is_told:
+            self._is_told = True
+            with suppress(RuntimeError):  # the loop is gone, and whoever listened with it
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def take(self) -> T | None:
+        """The next item, if there is one."""
+        return self._items.popleft() if self._items else None
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Wait until there may be something, and no longer than so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        self._news.clear()
+
+    def _tell(self) -> None:
+        self._is_told = False  # first: what is put from now on tells again
+        self._news.set()
 
 
 def wait_for(main: Coroutine[Any, Any, T]) -> T:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +26,7 @@ from fleet_rlm.ledger import Ledger, Limits
 from fleet_rlm.lm.cancel import CANCEL_SETTING, Cancelled, CancelScope, cancel_scope
 from fleet_rlm.lm.metered import LEDGER_SETTING, current_ledger
 from fleet_rlm.lm.threads import in_thread
-from fleet_rlm.program.agent.drive import Guard, Stopped
+from fleet_rlm.program.agent.drive import Guard, Mailbox, Stopped
 from fleet_rlm.program.agent.events import StreamEvent
 from fleet_rlm.program.agent.prompt import (
     FINISH,
@@ -50,6 +50,9 @@ POLL_S = 0.05
 
 PIECE_CHARS = 80
 """Characters of one `assistant_token`: DSPy's adapters hand over an answer whole."""
+
+MOST_PIECES = 500
+"""A longer answer has longer pieces: it must not flood whoever listens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +128,9 @@ class Turn:
         """
         with self._cancellable():
             response, stop = await self._answer()
-        for start in range(0, len(response), PIECE_CHARS):
-            self._voice.tell("assistant_token", response[start : start + PIECE_CHARS])
+        size = max(PIECE_CHARS, -(-len(response) // MOST_PIECES))
+        for start in range(0, len(response), size):
+            self._voice.tell("assistant_token", response[start : start + size])
         self._voice.end(response, stop)
         if self._commit:
             self._state.add_turn(self._request, response, self._agent.history_max_turns)
@@ -161,32 +165,18 @@ class Turn:
         Args:
             cancel_check: asked every 50 ms, on the event loop; true cancels the turn.
         """
-        queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        stopped = asyncio.Event()
-
-        def publish(event: StreamEvent) -> None:
-            with suppress(RuntimeError):  # the loop is gone, and whoever listened with it
-                loop.call_soon_threadsafe(queue.put_nowait, event)
-
-        def wake() -> None:
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(stopped.set)
-
-        self._voice.publish = publish
-        self._wake = wake
-        stopping = asyncio.ensure_future(stopped.wait())
+        mailbox: Mailbox[StreamEvent] = Mailbox()
+        self._voice.publish = mailbox.put
+        self._wake = mailbox.wake
         task = asyncio.create_task(self.run())
-        task.add_done_callback(lambda _: queue.put_nowait(None))
+        task.add_done_callback(lambda _: mailbox.wake())
         sequence = 0
         try:
-            while event := await self._next(queue, task, stopping, cancel_check):
+            while event := await self._next(mailbox, task, cancel_check):
                 yield replace(event, sequence=sequence)
                 sequence += 1
             yield replace(self._last_event(task), sequence=sequence)
         finally:
-            stopping.cancel()
             self.cancel()
             task.cancel()
             await asyncio.wait({task})
@@ -195,29 +185,22 @@ class Turn:
 
     async def _next(
         self,
-        queue: asyncio.Queue[StreamEvent | None],
+        mailbox: Mailbox[StreamEvent],
         task: asyncio.Task[TurnResult],
-        stopping: asyncio.Future[Any],
         cancel_check: Callable[[], bool] | None,
     ) -> StreamEvent | None:
         """The next event; None when the turn is over or was cancelled."""
-        getter = asyncio.ensure_future(queue.get())
-        try:
-            while True:
-                if cancel_check is not None and cancel_check():
-                    self.cancel()
-                if self._is_cancelled and not task.done():
-                    task.cancel()  # at once: it must not commit after `cancelled` is told
-                    return None
-                if getter.done():
-                    return getter.result()
-                await asyncio.wait(
-                    {getter, stopping},
-                    timeout=POLL_S if cancel_check else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-        finally:
-            getter.cancel()
+        while True:
+            if cancel_check is not None and cancel_check():
+                self.cancel()
+            if self._is_cancelled and not task.done():
+                task.cancel()  # at once: it must not commit after `cancelled` is told
+                return None
+            if (event := mailbox.take()) is not None:
+                return event
+            if task.done():
+                return None
+            await mailbox.wait(POLL_S if cancel_check else None)
 
     def _last_event(self, task: asyncio.Task[TurnResult]) -> StreamEvent:
         if not task.done():
