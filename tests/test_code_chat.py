@@ -26,7 +26,7 @@ from served import (
     serving,
     wait_for,
 )
-from textual.widgets import Input, RichLog, Static, TabbedContent
+from textual.widgets import Input, Static, TabbedContent
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.program.agent.roots import Roots
@@ -183,8 +183,9 @@ def test_the_full_screen_shows_answer_work_and_bill(size, engine, tmp_path):
             await pilot.press("f3")
             inspector = app.query_one("#inspector", TabbedContent)
             assert inspector.active == "tools"
-            lines = [line.text for line in app.query_one("#tools-log", RichLog).lines]
-            assert any("rlm_query" in line for line in lines)
+            entries = [str(entry.render()) for entry in app.query("#tools-log > Static")]
+            assert any("rlm_query" in entry for entry in entries)
+            assert any("\n  " in entry and "context" in entry for entry in entries), "lines of code"
             assert "calls" in str(app.query_one("#numbers", Static).render())
             await pilot.press("f3")
             assert not inspector.display

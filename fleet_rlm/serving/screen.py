@@ -6,15 +6,18 @@ import json
 import time
 from contextlib import aclosing, suppress
 from pathlib import Path
+from textwrap import indent
 from typing import Any, ClassVar
 
+from rich.table import Table
+from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.events import Key, Resize
-from textual.widgets import Footer, Input, Markdown, RichLog, Static, TabbedContent, TabPane
+from textual.widgets import Footer, Input, Markdown, Static, TabbedContent, TabPane
 
 from fleet_rlm.errors import FleetError
 from fleet_rlm.lm.cancel import Cancelled
@@ -32,6 +35,9 @@ from fleet_rlm.serving.talk import Talk
 
 HISTORY = Path("~/.fleet-rlm/command-history.json")
 MOST_REMEMBERED = 500
+MOST_SHOWN = 500
+"""Entries of a pane of the inspector; those before are let go."""
+
 NARROW = 70
 """Columns below which the inspector gives its place to the chat until it is asked for."""
 
@@ -72,6 +78,21 @@ class PromptHistory:
         return self._lines[self._at] if self._at < len(self._lines) else ""
 
 
+class Log(VerticalScroll):
+    """What happened, an entry each, wrapped anew when the width changes."""
+
+    def write(self, text: str, style: str = "") -> None:
+        """Add an entry at the end; `style` is a Textual style."""
+        if len(self.children) >= MOST_SHOWN:
+            self.children[0].remove()
+        self.mount(Static(Content.styled(text, style), classes="entry"))
+        self.scroll_end(animate=False)
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        self.remove_children()
+
+
 class ChatScreen(App[None]):
     """A chat in a terminal, from 80 by 24 up.
 
@@ -87,7 +108,7 @@ class ChatScreen(App[None]):
     #chat { width: 7fr; padding: 0 1; scrollbar-size-vertical: 1; }
     #inspector { width: 3fr; border-left: solid $panel; }
     #inspector Tab { padding: 0; margin: 0 1 0 0; }
-    #inspector RichLog, #inspector VerticalScroll { scrollbar-size-vertical: 1; padding: 0 1; }
+    #inspector VerticalScroll { scrollbar-size-vertical: 1; padding: 0 1; }
     .user { color: $text-accent; margin: 1 0 0 0; text-style: bold; }
     .answer { margin: 0; padding: 0; }
     .note { color: $text-muted; }
@@ -129,7 +150,7 @@ class ChatScreen(App[None]):
             with TabbedContent(id="inspector"):
                 for name in ("reasoning", "tools"):
                     with TabPane(name.title(), id=name):
-                        yield RichLog(id=f"{name}-log", wrap=True, min_width=10)
+                        yield Log(id=f"{name}-log")
                 with TabPane("Stats", id="stats"), VerticalScroll():
                     yield Static(id="numbers", markup=False)
         yield Input(placeholder="Message, or /help", id="line")
@@ -181,7 +202,7 @@ class ChatScreen(App[None]):
         for widget in self.query("#chat > *"):
             if widget.id != "working":
                 widget.remove()
-        for log in self.query(RichLog):
+        for log in self.query(Log):
             log.clear()
 
     def action_copy(self) -> None:
@@ -212,8 +233,7 @@ class ChatScreen(App[None]):
             case "clear":
                 self.action_clear()
             case "help":
-                width = max(map(len, HELP))
-                self._note("\n".join(f"{form:<{width}}  {about}" for form, about in HELP.items()))
+                self._add(Static(_help(), classes="note"))
             case "trace":
                 self._trace = typed.text  # type: ignore[assignment]  # checked by parse_line
                 self._show_status()
@@ -284,7 +304,9 @@ class ChatScreen(App[None]):
             case "tool_result":
                 self._write("tools", "  done" if event.payload.get("ok") else "  failed")
             case "status" if self._trace != "off":
-                self._write("tools", "  " * event.payload.get("depth", 1) + text)
+                margin = "  " * event.payload.get("depth", 1)
+                shown = printable(event.payload.get("detail", "")) or text
+                self._write("tools", indent(shown, margin))
                 self._doing = text
             case "trajectory_step" if self._trace == "verbose":
                 found = event.payload["step_data"].get("observation", "")
@@ -293,9 +315,7 @@ class ChatScreen(App[None]):
                 self._add_usage(event.payload.get("usage", {}))
 
     def _write(self, name: str, text: str, style: str = "") -> None:
-        from rich.text import Text
-
-        self.query_one(f"#{name}-log", RichLog).write(Text(text, style=style))
+        self.query_one(f"#{name}-log", Log).write(text, style)
 
     def _add_usage(self, usage: dict[str, dict[str, float]]) -> None:
         for role, spent in usage.items():
@@ -355,3 +375,13 @@ class ChatScreen(App[None]):
         chat = self.query_one("#chat", VerticalScroll)
         chat.mount(widget, before="#working")
         chat.scroll_end(animate=False)
+
+
+def _help() -> Table:
+    """The commands in two columns, each as wide as it is given room."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(ratio=1)
+    table.add_column(ratio=1)
+    for form, about in HELP.items():
+        table.add_row(Text(form), Text(about))
+    return table

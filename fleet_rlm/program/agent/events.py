@@ -32,7 +32,8 @@ class StreamEvent:
     """One event of a turn.
 
     `assistant_token`: a piece of the answer; the pieces joined are the answer.
-    `status`: what is going on, also inside a tool. `reasoning_step`: a thought, only with `trace`.
+    `status`: what is going on, also inside a tool; payload `{source, depth}` there, and `detail`,
+    the code in its own lines. `reasoning_step`: a thought, only with `trace`.
     `tool_call`, `tool_result`: payload `{name, args}` and `{name, ok}`.
     `trajectory_step`: payload `{step_index, step_data, total_steps}`.
     `final`: the answer; payload `{trajectory, final_reasoning, history_turns}`.

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 STATUS_CHARS = 200
 
+CODE_CHARS = 2_000
+"""Code is told in its own lines too, the beginning of it."""
+
 _WATCHED: Mapping[AgentEventKind, Kind] = {
     "reasoning_step": "thought",
     "tool_call": "tool_call",
@@ -72,7 +75,8 @@ class Voice:
         self._check()
         if event.kind in _SHOWN_INSIDE:
             text = f"{event.kind}: {one_line(event.text, STATUS_CHARS)}"
-            self.tell("status", text, source="rlm", depth=event.depth + 1)
+            rest = {"detail": event.text[:CODE_CHARS]} if event.kind == "code" else {}
+            self.tell("status", text, source="rlm", depth=event.depth + 1, **rest)
         if self._watcher is not None and event.kind != "final":
             self._watcher(replace(event, depth=event.depth + 1))
 
