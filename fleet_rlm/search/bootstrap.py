@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,14 @@ from fleet_rlm.suites.plan import PlannedSample
 SETS = 4
 """Demo sets to draw, beside the baseline's own."""
 
-KEPT_CHARS = 600
+KEPT_CHARS = 400
 """Characters of an earlier turn's output that a worked example keeps; its code stays whole."""
+
+PREVIEW_CHARS = 200
+"""Characters of a long variable's preview that a worked example keeps; one that is no longer than
+`KEPT_CHARS`, as a query is, stays whole."""
+
+PREVIEW = re.compile(r"(Preview:\n```\n)(.*)(\n```)\Z", re.S)
 
 LAST_SHARE = 0.5
 """Share of worked examples that are a trajectory's last step, as in DSPy's BootstrapFewShot."""
@@ -111,7 +118,8 @@ def draw_demo_sets(
 ) -> list[tuple[Demo, ...]]:
     """Sets of worked examples for one predictor, each from as many kinds of task as there are.
 
-    The first set has `size` examples, the others between one and that.
+    They are drawn from the shorter half of each task's successes: an example costs in every call.
+    The first set has `size` examples, the next ones one, two and so on.
 
     Args:
         pool: sample -> steps, as `read_steps` gives them.
@@ -119,12 +127,28 @@ def draw_demo_sets(
         seed: of the draws.
     """
     sets: dict[bytes, tuple[Demo, ...]] = {}
+    pool = _shorter_half(pool)
     for number in range(SETS if pool else 0):
         rng = random.Random(f"demos:{seed}:{number}")
-        wanted = size if number == 0 else rng.randint(1, size)
+        wanted = size if number == 0 else 1 + (number - 1) % size
         drawn = tuple(_pick(pool[sample], rng) for sample in _mixed(pool, rng)[:wanted])
         sets.setdefault(orjson.dumps(drawn, option=orjson.OPT_SORT_KEYS), drawn)
     return [found for found in sets.values() if found]
+
+
+def _shorter_half(pool: Mapping[str, list[Step]]) -> dict[str, list[Step]]:
+    by_task: dict[str, list[str]] = {}
+    for name, steps in sorted(pool.items()):
+        by_task.setdefault(steps[0].sample.task, []).append(name)
+
+    def length(name: str) -> int:
+        return max(len(orjson.dumps(step.demo)) for step in pool[name])
+
+    kept: dict[str, list[Step]] = {}
+    for names in by_task.values():
+        shortest = sorted(names, key=length)[: -(-len(names) // 2)]
+        kept |= {name: pool[name] for name in shortest}
+    return kept
 
 
 def _mixed(pool: Mapping[str, list[Step]], rng: random.Random) -> list[str]:
@@ -154,17 +178,27 @@ def _place(folder: Path, context: str, query: str) -> Path:
 
 def _demo(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in {**inputs, **outputs}.items() if name != "signature"}
-    trimmed = {
-        name: _trim(value) if isinstance(value, REPLHistory) else value
-        for name, value in fields.items()
-    }
+    trimmed = {name: _trim(name, value) for name, value in fields.items()}
     return {
         "augmented": True,
         **{name: plain(value, f"Field {name!r} of a step") for name, value in trimmed.items()},
     }
 
 
-def _trim(history: REPLHistory) -> REPLHistory:
+def _trim(name: str, value: Any) -> Any:
+    if isinstance(value, REPLHistory):
+        return _trim_history(value)
+    if name == "variables_info":
+        return [PREVIEW.sub(_shorten_preview, str(one)) for one in value]
+    return value
+
+
+def _shorten_preview(found: re.Match[str]) -> str:
+    shown = found[2] if len(found[2]) <= KEPT_CHARS else shorten(found[2], PREVIEW_CHARS)
+    return f"{found[1]}{shown}{found[3]}"
+
+
+def _trim_history(history: REPLHistory) -> REPLHistory:
     entries = [
         REPLEntry(
             reasoning=entry.reasoning, code=entry.code, output=shorten(entry.output, KEPT_CHARS)

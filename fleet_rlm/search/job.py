@@ -51,7 +51,7 @@ from fleet_rlm.search.space import check_space, make_space
 from fleet_rlm.search.spending import JobPurse
 from fleet_rlm.search.split import Split, split
 from fleet_rlm.search.stored import TRIALS
-from fleet_rlm.search.study import Study, StudyResult, TrialResult
+from fleet_rlm.search.study import Study, StudyResult, TrialResult, hints
 from fleet_rlm.search.writer import Writer
 from fleet_rlm.statistics.paired import Comparison, compare
 from fleet_rlm.suites.suite import Suite, load_suite
@@ -323,6 +323,7 @@ class _Session:
             batch=recipe.batch,
             policy=recipe.policy,
             seed=recipe.seed,
+            hints=hints(self.lab.candidates.passes, len(job.split.train)),
             max_sample_usd=recipe.max_sample_usd,
         )
         sealed = job.folder / "sealed.json"

@@ -1,11 +1,12 @@
-"""The joint study: Optuna proposes generations of trials, racing decides what each may cost."""
+"""The joint study: generations of trials are proposed, racing decides what each may cost."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from fleet_rlm.search.objective import Measured, Values, estimate, violations
 from fleet_rlm.search.policy import choose, front, tolerance_of
 from fleet_rlm.search.race import rungs, survivors
 from fleet_rlm.search.space import Params, Space
+from fleet_rlm.search.surrogate import RATES, Seen, propose
 from fleet_rlm.suites.plan import PlannedSample
 
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
@@ -29,13 +31,18 @@ DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize
 
 GENERATION = 4
 """Trials that are proposed together and race against each other. Part of the result: a study asks
-for the next generation only when it knows the last one."""
+for the next generation only when it knows the last one. The additive model of `surrogate` proposes
+one for each of its rates, TPE, which sees what works only together, the last."""
 
 STARTUP = 6
-"""Trials that are drawn at random before the sampler models what it saw."""
+"""Trials that TPE draws at random before it models what it saw."""
 
 REDRAWS = 10
-"""Draws of the sampler for a trial that was not tried yet; then one of the rest is drawn."""
+"""Draws for a trial that was not tried yet; then one of the rest is drawn."""
+
+HINT = 0.5
+"""What a training sample says of an instruction beside a validation sample: it may be one of those
+that the instruction was written from."""
 
 LARGEST = 100_000
 """Points up to which a space is listed to find those that were not tried."""
@@ -100,7 +107,8 @@ class Study:
         trials: to try, the baseline among them.
         batch: samples of the first rung.
         policy: who wins.
-        seed: of the sampler.
+        seed: of the proposals.
+        hints: what the training samples say of instructions.
         max_sample_usd: what a sample may cost with the winner.
     """
 
@@ -115,8 +123,10 @@ class Study:
         batch: int,
         policy: str,
         seed: int,
+        hints: Sequence[Seen] = (),
         max_sample_usd: float | None = None,
     ) -> None:
+        self._hints = hints
         self._max_sample_usd = max_sample_usd
         self._lab, self._space, self._samples = lab, space, samples
         self._first = first
@@ -239,6 +249,27 @@ class Study:
             return len(self._first)
         return min(GENERATION, self._wanted - len(self._first) - (generation - 1) * GENERATION)
 
+    def _seen(self, frozen: Sequence[FrozenTrial]) -> list[Seen]:
+        """What training passes and ended trials say, as differences to the baseline."""
+        found = list(self._hints)
+        if not frozen or frozen[0].state != TrialState.COMPLETE:
+            return found
+        base = frozen[0].values
+        for trial in frozen[1:]:
+            if trial.state != TrialState.COMPLETE:
+                continue
+            score, usd, latency_s = trial.values
+            found.append(
+                Seen(
+                    params=trial.params,
+                    samples=trial.user_attrs["samples"],
+                    score=score - base[0],
+                    usd=_doublings(usd, base[1]),
+                    latency=_doublings(latency_s, base[2]),
+                )
+            )
+        return found
+
     def _fix(self, trial: Trial) -> None:
         for name, choices in self._space.choices.items():
             trial.suggest_categorical(name, choices)
@@ -259,6 +290,9 @@ class Study:
     def _draw(self, frozen: Sequence[FrozenTrial], redraw: int) -> dict[str, Any]:
         key = f"{self._seed}:{len(frozen)}:{redraw}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+        place = (len(frozen) - len(self._first)) % GENERATION
+        if place < len(RATES):
+            return propose(self._space, self._seen(frozen), RATES[place], seed)
         with _quiet():
             sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=STARTUP, multivariate=True, constant_liar=True
@@ -334,6 +368,23 @@ class Study:
             trial.set_constraint(name, value if member.number else min(value, 0.0))
         trial.set_user_attr("outcome", outcome)
         self._study.tell(member.number, [values.score, values.usd, values.latency_s])
+
+
+def hints(passes: Sequence[Mapping[str, Any]], samples: int) -> list[Seen]:
+    """What passes over the training samples say of instructions before the study.
+
+    Args:
+        passes: of `Candidates`, the baseline's first.
+        samples: of each.
+    """
+    return [
+        Seen(params=one["params"], samples=HINT * samples, score=one["score"] - passes[0]["score"])
+        for one in passes[1:]
+    ]
+
+
+def _doublings(value: float, base: float) -> float | None:
+    return math.log2(value / base) if value > 0 and base > 0 else None
 
 
 def _open(path: Path) -> optuna.Study:
