@@ -37,7 +37,8 @@ def survivors(
     """The trials that go on.
 
     A trial is dropped when the interval of its paired difference to the leader lies below
-    `-tolerance`. Of the others half of all go on: those that fewest others beat in score and
+    `-tolerance`, or when it is dearer and could not score higher if it had all the rest right. Of
+    the others half of all go on: those that fewest others beat in score and
     dollars at once, then those with the higher score. A trial that scores as high as any goes on
     with them: a price is no evidence against it, and on few samples many score alike.
 
@@ -50,7 +51,9 @@ def survivors(
     alive = [
         number
         for number, found in running.items()
-        if found.score and not _is_worse(found, leader, cluster_of, tolerance)
+        if found.score
+        and not _is_worse(found, leader, cluster_of, tolerance)
+        and not _is_vain(found, leader)
     ]
     places = {
         number: (fmean(running[number].score.values()), fmean(running[number].usd.values()))
@@ -70,6 +73,14 @@ def survivors(
         for position, number in enumerate(ranked)
         if position < half or places[number][0] >= highest
     ]
+
+
+def _is_vain(found: Measured, leader: Measured) -> bool:
+    common = found.score.keys() & leader.score.keys()
+    ahead = sum(found.score[name] - leader.score[name] for name in common)
+    to_gain = sum(1 - score for name, score in leader.score.items() if name not in common)
+    dearer = sum(found.usd[name] - leader.usd[name] for name in common)
+    return ahead + to_gain <= 0 <= dearer
 
 
 def _is_worse(
