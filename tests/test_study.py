@@ -27,6 +27,8 @@ from fleet_rlm.search.objective import Measured, Values, estimate, measure, viol
 from fleet_rlm.search.policy import choose, front, selection_noise
 from fleet_rlm.search.race import survivors
 from fleet_rlm.search.recipe import make_recipe
+from fleet_rlm.search.space import Space
+from fleet_rlm.search.surrogate import Seen, propose
 
 RECIPE = {
     "name": "small",
@@ -205,6 +207,40 @@ def test_a_race_drops_what_is_worse_for_sure_and_keeps_half():
     worst = {1: running[1]}
     assert survivors(worst, leader, cluster_of, tolerance=0.0) == []
     assert survivors(worst, leader, cluster_of, tolerance=1.0) == [1]
+
+
+def test_a_dearer_trial_that_can_gain_nothing_is_dropped():
+    cluster_of = {f"s{number}": f"c{number}" for number in range(8)}
+    full, missing = measured([1] * 8), measured([1] * 7 + [0])
+    dear, cheap = ({1: measured([1] * 4, usd=usd)} for usd in (1.5, 0.5))
+    assert survivors(dear, full, cluster_of, tolerance=0.0) == []
+    assert survivors(dear, missing, cluster_of, tolerance=0.0) == [1]
+    assert survivors(cheap, full, cluster_of, tolerance=0.0) == [1]
+
+
+def test_proposals_settle_on_what_has_shown_to_be_worth_most():
+    choices = {"text": tuple(range(6)), "turns": (20, 8), "model": ("big", "mini")}
+    space = Space(choices)
+    rng = np.random.default_rng(1)
+    points = [space.baseline] + [
+        {name: options[rng.integers(len(options))] for name, options in choices.items()}
+        for _ in range(30)
+    ]
+    seen = [
+        Seen(
+            params=point,
+            samples=48,
+            score=0.3 * (point["text"] == 4) - 0.1 * (point["turns"] == 8),
+            usd=-2.0 * (point["model"] == "mini"),
+            latency=0.0,
+        )
+        for point in points
+    ]
+    found = [propose(space, seen, rate, seed) for rate in (0.02, 0.05) for seed in range(20)]
+    assert sum(point == {"text": 4, "turns": 20, "model": "mini"} for point in found) > 30
+    hinted = [Seen(params={"text": 2}, samples=24, score=0.4)]
+    first = [propose(space, hinted, 0.0, seed)["text"] for seed in range(40)]
+    assert first.count(2) > 12 > len(set(first)) > 1, "a hint is followed, not obeyed"
 
 
 def test_a_trial_that_is_as_good_is_rarely_dropped_for_luck():

@@ -80,7 +80,7 @@ def _is_vain(found: Measured, leader: Measured) -> bool:
     ahead = sum(found.score[name] - leader.score[name] for name in common)
     to_gain = sum(1 - score for name, score in leader.score.items() if name not in common)
     dearer = sum(found.usd[name] - leader.usd[name] for name in common)
-    return ahead + to_gain <= 0 <= dearer
+    return ahead + to_gain <= 0 < dearer
 
 
 def _is_worse(

@@ -43,6 +43,10 @@ COST = Scale(0.7, 0.5, 0.5)
 """In powers of two."""
 
 
+CALM = (1.0, 0.25, 0.06, 0.015)
+"""Parts of the variance on one sample that may be all there is; the likeliest is taken."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """What was seen of a point, as differences to the baseline."""
@@ -78,6 +82,12 @@ def propose(space: Space, seen: Sequence[Seen], rate: float, seed: int) -> dict[
     return features.best(worth)
 
 
+def _evidence(rows: Vector, found: Vector, prior: Vector, noise: Vector) -> float:
+    """Logarithm of the likelihood of what was found, up to a constant."""
+    covariance = (rows * prior**2) @ rows.T + np.diag(noise)
+    return float(-found @ np.linalg.solve(covariance, found) - np.linalg.slogdet(covariance)[1])
+
+
 class _Features:
     """Points as rows: for each dimension whether it is changed, and to what."""
 
@@ -99,17 +109,17 @@ class _Features:
         """What each feature adds, drawn from the posterior of a Bayesian linear regression."""
         prior = np.full(self._size, scale.choice)
         prior[list(self._starts.values())] = scale.dimension
-        precision = np.diag(prior**-2.0)
-        pull = np.zeros(self._size)
-        for one, value in zip(seen, values, strict=True):
-            if value is None:
-                continue
-            row, weight = self._row(one.params), one.samples / scale.sample**2
-            precision += weight * np.outer(row, row)
-            pull += weight * value * row
+        known = [(one, value) for one, value in zip(seen, values, strict=True) if value is not None]
+        rows = np.array([self._row(one.params) for one, _ in known]).reshape(-1, self._size)
+        found = np.array([value for _, value in known])
+        noise = np.array([scale.sample**2 / one.samples for one, _ in known])
+        noise = noise * max(CALM, key=lambda part: _evidence(rows, found, prior, noise * part))
+        weighted = rows.T / noise
+        precision = np.diag(prior**-2.0) + weighted @ rows
         spread = np.linalg.cholesky(np.linalg.inv(precision))
-        found: Vector = np.linalg.solve(precision, pull) + spread @ rng.standard_normal(self._size)
-        return found
+        mean = np.linalg.solve(precision, weighted @ found)
+        drawn: Vector = mean + spread @ rng.standard_normal(self._size)
+        return drawn
 
     def best(self, worth: Vector) -> dict[str, int | str]:
         """The choice of each dimension that adds most; the baseline's adds nothing."""
