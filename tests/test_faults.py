@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 
 import fleet_rlm
-from fleet_rlm.ledger import Limits
+from fleet_rlm.board import Column
+from fleet_rlm.config import resolve
+from fleet_rlm.ledger import Caps, Limits
 from fleet_rlm.lm import throttle
 from fleet_rlm.lm.simulated.launch import simulated_server
+from fleet_rlm.runner.executor import StopFlag
+from fleet_rlm.runner.run import Whole
 from fleet_rlm.runner.store import repair_and_read
+from fleet_rlm.search.candidates import as_it_is
+from fleet_rlm.search.job import prepare
+from fleet_rlm.search.lab import Lab
+from fleet_rlm.search.recipe import make_recipe
+from fleet_rlm.search.spending import JobPurse
 
 ALL_FAULTS = {
     "429": 0.05, "503": 0.02, "500": 0.02, "hang": 0.005, "reset": 0.02, "malformed": 0.02,
@@ -65,6 +74,29 @@ def test_a_storm_of_rate_limits_slows_a_run_and_costs_it_nothing(server, monkeyp
     assert stormy["usage"]["usd"] == calm["usage"]["usd"]
     waited = [record for record in by_sample().values() if record.working_s < record.seconds]
     assert waited
+
+
+def test_trials_side_by_side_share_one_limit_on_calls(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPY_LM_API_BASE", server.url)
+    recipe = make_recipe(
+        {"name": "n", "optimizer": "settings-only", "suite": "needle", "validation": 8, "test": 2,
+         "space": {"max_iters": [8]}, "overrides": {"lengths": [4000], "windows": 6}},
+        "recipe",
+    )  # fmt: skip
+    flags = {"model": "openai/sim", "concurrency": 16}
+    job = prepare(recipe, resolve(flags, os.environ, tmp_path), tmp_path, tmp_path / "job")
+    purse = JobPurse(tmp_path / "spent", Caps())
+    whole = Whole(purse=purse, stop=StopFlag())
+    lab = Lab(
+        folder=tmp_path, suite=job.suite, arm=job.arm, models={}, whole=whole, concurrency=16,
+        candidates=as_it_is(job.arm.make_program()), epochs=1, patience_s=(),
+    )  # fmt: skip
+    server.configure(fail_first={"429": 1}, retry_after=0.01)
+    lab.run_trials([{}, {"max_iters": 8}], job.split.validation)
+    purse.close()
+    assert server.stats()["faults"] == {"429": 1}
+    assert whole.gate.limit, "one trial was refused, and all of the job's calls heed it"
+    assert whole.gate.board.total(Column.IN_FLIGHT) == 0
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset", "malformed", "truncate"])

@@ -41,6 +41,7 @@ class RunPurse:
         before: what earlier sessions used.
         started: monotonic time at which this session began; the same clock in every process.
         outer: what a larger whole may spend that this run is a part of.
+        calls: where calls in flight are counted; `board` when absent.
         clock: seconds, monotonic.
     """
 
@@ -52,6 +53,7 @@ class RunPurse:
         started: float,
         *,
         outer: Purse | None = None,
+        calls: Board | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.caps = caps
@@ -59,6 +61,7 @@ class RunPurse:
         self.before = before
         self.started = started
         self._outer = outer
+        self.calls = calls or board
         self._clock = clock
 
     def book(self, usage: Usage) -> None:

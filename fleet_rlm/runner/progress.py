@@ -141,13 +141,13 @@ class Tally:
     def _live(self) -> dict[str, int]:
         if self._purse is None:
             return {}
-        board = self._purse.board
+        board, calls = self._purse.board, self._purse.calls
         return {
-            "calls_in_flight": int(board.total(Column.IN_FLIGHT)),
-            "waiting": int(board.total(Column.WAITING)),
+            "calls_in_flight": int(calls.total(Column.IN_FLIGHT)),
+            "waiting": int(calls.total(Column.WAITING)),
             "sandboxes": int(board.total(Column.SANDBOXES)),
             "queued": int(board.total(Column.QUEUED)),
-            "call_limit": int(board.read(Head.LIMIT)),
+            "call_limit": int(calls.read(Head.LIMIT)),
         }
 
 

@@ -115,6 +115,9 @@ class Whole:
     stop: StopFlag
     """Stops all of them: a cap or a refusal that one meets holds for the others."""
 
+    gate: Gate = field(default_factory=Gate)
+    """Lets their model calls through: a service that says "too many" to one has said it to all."""
+
 
 def run_arm(
     arm: Arm,
@@ -207,6 +210,7 @@ class _Session:
     ) -> None:
         self.arm, self.plan, self.store = arm, plan, store
         self.outer = whole.purse if whole else None
+        self.gate = whole.gate if whole else None
         self.stop, self.effort, self.progress = stop, effort, progress
         self.redactor = redactor
         spent = store.spent
@@ -221,7 +225,15 @@ class _Session:
             return
         rows = self.effort.processes(len(jobs))
         board = Board(rows)
-        self.purse = RunPurse(self.effort.caps, board, self.before, self.started, outer=self.outer)
+        gate = self.gate or Gate(board)
+        self.purse = RunPurse(
+            self.effort.caps,
+            board,
+            self.before,
+            self.started,
+            outer=self.outer,
+            calls=gate.board,
+        )
         self.reserve = Reserve(self.purse)
         for record in last_records(self.store.records).values():
             if record.status != "error":
@@ -234,6 +246,7 @@ class _Session:
             self.arm,
             self.redactor,
             board=board,
+            gate=gate,
             purse=self.purse,
             tags=run_tags(self.store.folder, self.plan.suite),
             contexts=contexts,
@@ -323,6 +336,7 @@ def make_bench(
     redactor: Redactor,
     *,
     board: Board | None = None,
+    gate: Gate | None = None,
     purse: RunPurse | None = None,
     tags: Mapping[str, str] | None = None,
     contexts: Mapping[str, str] | None = None,
@@ -333,12 +347,13 @@ def make_bench(
         arm: what is measured.
         redactor: cleans what is stored.
         board: shared with the other processes of the run; one of its own when absent.
+        gate: of the model calls; one of its own, over the board, when absent.
         purse: what the run may spend.
         tags: of sandboxes that are not on this machine: "run" and "suite".
         contexts: from `share_contexts`.
     """
     board = board or Board()
-    gate = Gate(board)
+    gate = gate or Gate(board)
     return Bench(
         program=arm.make_program(),
         root=connect(arm.root, "root", gate),

@@ -341,7 +341,7 @@ class _Session:
             return stored
         found = self.lab.candidates
         if job.recipe.learns:
-            writer = Writer(job.proposer, self.purse, job.folder / "written.jsonl", self.say)
+            writer = Writer(job.proposer, self.lab.whole, job.folder / "written.jsonl", self.say)
             spent = partial(getattr, self.purse, "usage")
             learning = Learning(self.lab, job.recipe, job.split.train, writer, spent, self.say)
             found = self._without_leaks(learning.candidates())
@@ -445,7 +445,7 @@ class _Session:
         self.purse.held = Caps()
         # A study that a cap ended has stopped what shared its flag; the test starts afresh.
         stop = StopFlag()
-        self.lab = replace(self.lab, whole=Whole(purse=self.purse, stop=stop))
+        self.lab = replace(self.lab, whole=replace(self.lab.whole, stop=stop))
         with stop_on_signals(stop, self.say):
             arms = {"baseline": job.arm, "winner": self.lab.arm_of(chosen.params)}
             summaries = {}

@@ -18,9 +18,10 @@ from dspy.utils.exceptions import AdapterParseError
 from pydantic import ValidationError
 
 from fleet_rlm.errors import Paused, one_line
-from fleet_rlm.ledger import Ledger, Purse
+from fleet_rlm.ledger import Ledger
 from fleet_rlm.lm.connect import ModelSpec, connect
 from fleet_rlm.lm.metered import LEDGER_SETTING
+from fleet_rlm.runner.run import Whole
 from fleet_rlm.search.candidates import Demo
 
 SHORTEST, LONGEST = 10, 20_000
@@ -38,15 +39,15 @@ class Writer:
 
     Args:
         spec: which model.
-        purse: of the job.
+        whole: whose purse it spends from, and whose gate its calls wait at.
         path: file of the texts written so far; a line each, appended.
         say: told of replies that are no instruction.
     """
 
     def __init__(
-        self, spec: ModelSpec, purse: Purse, path: Path, say: Callable[[str], None]
+        self, spec: ModelSpec, whole: Whole, path: Path, say: Callable[[str], None]
     ) -> None:
-        self._spec, self._purse, self._path, self._say = spec, purse, path, say
+        self._spec, self._whole, self._path, self._say = spec, whole, path, say
         self._written = dict(_read(path))
         self._lm: Any = None
 
@@ -158,9 +159,9 @@ class Writer:
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
-        self._lm = self._lm or connect(self._spec, "proposer")
+        self._lm = self._lm or connect(self._spec, "proposer", self._whole.gate)
         self._lm.kwargs["temperature"] = TEMPERATURE
-        ledger = Ledger(purse=self._purse)
+        ledger = Ledger(purse=self._whole.purse)
         # DSPy's proposer gives its prompt more fields than it takes, and logs each time.
         log = logging.getLogger("dspy.predict.predict")
         level = log.level

@@ -374,7 +374,7 @@ def _measure_pool() -> Row:
         job = prepare(recipe, resolve(flags, env, folder), folder, folder / "job")
         job.folder.mkdir()
         lab = _lab(job, None)
-        writer = Writer(job.proposer, lab.whole.purse, folder / "none", lambda _: None)
+        writer = Writer(job.proposer, lab.whole, folder / "none", lambda _: None)
         started = time.monotonic()
         purse = lab.whole.purse
         learning = Learning(
