@@ -21,6 +21,7 @@ from fleet_rlm.program.agent.agent import RLMReActChatAgent
 from fleet_rlm.program.agent.commands import COMMAND_DISPATCH
 from fleet_rlm.program.agent.program import AgentProgram
 from fleet_rlm.program.agent.tools import list_react_tool_names
+from fleet_rlm.scoring.dialogue import pose
 
 SAVED = {"act", "respond", "rlm.generate_action", "rlm.extract", "settings", "rlm.recursion"}
 TASKS = ("analyze", "summarize", "extract_logs")
@@ -873,5 +874,14 @@ def test_the_agent_is_a_program_that_suites_score():
     assert (found.count, found.stop, len(found.trajectory)) == (3, "answered", 2)
     with dspy.context(lm=in_turn(finish("many"))):
         assert program(context="x", query="q").count is None
+
+    def second(prompt):
+        return finish("yes" if "Assistant: the code" in prompt else "no")
+
+    with dspy.context(lm=in_turn(finish("the code\nis 7"), second)):
+        query = pose(["What is the code?", "Is it odd?"])
+        found = AgentProgram("context, query -> answer")(context="x", query=query)
+    assert found.answer == "the code is 7\nyes", "a turn each, with the earlier ones in mind"
+    assert len(found.trajectory) == 2
     with pytest.raises(UsageError, match="one output"):
         AgentProgram("context, query -> a, b")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fleet_rlm.errors import ScorerError
 from fleet_rlm.scoring import Score, blind_scores, floor, robust, score
+from fleet_rlm.scoring.dialogue import pose, requests_of
 from fleet_rlm.suites.sample import Question
 
 OUTCOMES = ("more common than", "less common than", "same frequency as")
@@ -20,6 +21,9 @@ def ask(gold, answer_type="exact", options=(), query="?"):
     return Question(query=query, gold=gold, answer_type=answer_type, options=tuple(options))
 
 
+CODES = Question(
+    query=pose(["the code of A?", "and of B?"]), gold=("1111111", "2222222"), answer_type="lines"
+)
 CODE = ask("1234567")
 NAMES = ask(["KXQZB", "PLMQA", "RTVWX", "ABCDE"], "set")
 LABEL = ask("named entity", "label", ["entity", "named entity", "food"])
@@ -164,12 +168,27 @@ def test_equal_frequency_has_no_order():
         ("x", COMPARE, "aggregate", "no single comparison"),
         ("less common", COMPARE, "aggregate", "comparison is wrong"),
         ("", CODE, "needle", "no answer was given"),
+        ("1111111\n\n3333333", CODES, "dialogue", "request 2: the code of another line"),
+        ("x\n2222222", CODES, "dialogue", "request 1: no 7-digit code"),
     ],
 )
 def test_feedback_says_where_it_was_lost_and_never_the_gold(answer, question, rule, words):
     found = score(answer, question, task_rule=rule)
     assert words in found.feedback
     assert not [gold for gold in question.gold if gold in found.feedback]
+
+
+def test_a_dialogue_is_scored_reply_by_reply():
+    assert requests_of(CODES.query) == ["the code of A?", "and of B?"]
+    assert requests_of("2. one request") == ["2. one request"]
+    for said, by_letter, by_content in (
+        ("1111111\n2222222", 1, 1),
+        ("It is 1111111.\n\n 2222222 \nBye", 0.5, 1),
+        ("2222222\n1111111", 0, 0),
+        ("1111111 2222222", 0, 0),
+    ):
+        found = score(said, CODES, task_rule="dialogue")
+        assert (found.official, found.robust) == (by_letter, by_content)
 
 
 @pytest.mark.parametrize("answer", ["", " \n", None, 42, ["1234567"], {"answer": 1}])

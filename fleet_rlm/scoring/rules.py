@@ -9,7 +9,7 @@ from datetime import date
 from typing import cast
 
 from fleet_rlm.errors import ScorerError, boundary, nearest
-from fleet_rlm.scoring import oolong, robust, robust_values, ruler
+from fleet_rlm.scoring import dialogue, oolong, robust, robust_values, ruler
 from fleet_rlm.scoring.judge import PREFIX, Judge
 from fleet_rlm.scoring.library import LIBRARY
 from fleet_rlm.scoring.own import OwnRule
@@ -179,6 +179,7 @@ _BEFORE = {
 
 RULES: dict[str, Rule] = {
     "needle": Rule(_ruler, _code),
+    "dialogue": Rule(dialogue.official, dialogue.judge),
     "variables": Rule(_ruler, _names),
     "aggregate": Rule(_oolong, _counted),
     **LIBRARY,

@@ -73,7 +73,7 @@ def oracle_answer(question: AnyQuestion) -> str:
     match question.answer_type:
         case "text":
             return gold[0]
-        case "pairs":
+        case "pairs" | "lines":
             return "\n".join(gold)
         case "label" if "'Label: " in question.query:
             return f"Label: {gold[0]}"

@@ -18,10 +18,12 @@ AnswerType = Literal[
     "date",
     "month_year",
     "pairs",
+    "lines",
     "text",
 ]
 """How an answer is read: one value, a set of values, any one of several, an integer, an option, a
-comparison phrase, a user's number, a day as MM/DD/YYYY, a month, pairs of users, a verbatim text.
+comparison phrase, a user's number, a day as MM/DD/YYYY, a month, pairs of users, values on a line
+each, a verbatim text.
 """
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from typing import NamedTuple
 
+from fleet_rlm.lm.simulated.chat import RECALL_ADVICE
 from fleet_rlm.lm.simulated.skill import ABILITIES, HARM, Ability, draw, pick
 from fleet_rlm.lm.simulated.world import understand
 
@@ -78,6 +79,8 @@ def reflect(current: str, evidence: str, *, key: object, seed: int) -> str:
     blame = "\n".join(example.feedback for example in failed)
     hinted = {name for name, hint in _HINTS.items() if re.search(hint, blame, re.I)}
     matters = {name for example in failed for name in _what_matters(example.text)}
+    if "conversation" in blame and RECALL_ADVICE not in current:
+        return _with_advice(kept, [RECALL_ADVICE])
     missing = sorted(
         (ability for ability in ABILITIES if not ability.cue.search(current)),
         key=lambda a: (a.name not in hinted, a.name not in matters, draw(seed, a.name, key)),

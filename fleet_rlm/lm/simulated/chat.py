@@ -18,13 +18,25 @@ PROTOCOL = "You work in steps."
 
 UNTOLD = 0.60
 TOLD = 0.98
-"""Probabilities that a long document is handed to a recursive program instead of skimmed."""
+"""Probabilities that a long document is handed to a recursive program instead of skimmed, and that
+a request which leans on earlier turns is understood from the conversation."""
 
 _DELEGATE = re.compile(
     r"\b(?:delegate|rlm_query|recursive|(?:whole|all of the|entire) (?:document|text)"
     r"|(?:double|cross)[- ]?checks?|coverage|(?:nothing|no \w+) (?:is|was) left out)\b",
     re.I,
 )
+_RECALL = re.compile(
+    r"\b(?:restate|self-contained|conversation|earlier (?:turns?|requests?|repl(?:y|ies)))\b", re.I
+)
+RECALL_ADVICE = (
+    "A tool sees only what it is passed: restate a request that leans on earlier turns in full, and"
+    " answer from the conversation what it already holds."
+)
+_TURN = re.compile(r"^User: (?P<said>.*?)\nAssistant: (?P<reply>.*?)(?=\n\nUser: |\Z)", re.S | re.M)
+_ELLIPSIS = re.compile(r"^(?:and|what about)(?: for)? (?P<name>[^?\n]+?)\s*\?$", re.I)
+_LARGER = re.compile(r"\bwhich of the (?:two|\w+) \w+ is (?P<which>larger|smaller)\b", re.I)
+_AGAIN = re.compile(r"\bthe first (?:of them|one|\w+) again\b", re.I)
 _STEP = re.compile(
     r"^=== Step \d+ ===\nThought: .*?\nTool: (?P<tool>.*?)\nArguments: (?P<args>.*?)\n"
     r"Result:\n(?P<result>.*?)(?=\n\n=== Step \d+ ===\n|\Z)",
@@ -60,6 +72,11 @@ def act(prompt: Prompt, seed: int) -> dict[str, Any]:
 
 def _next_call(prompt: Prompt, calls: list[_Call], seed: int) -> tuple[str, str, dict[str, Any]]:
     request, documents = _value(prompt, "user_request"), _value(prompt, "documents")
+    if _recalls(prompt, seed):
+        turns = [(m["said"], m["reply"]) for m in _TURN.finditer(_value(prompt, "conversation"))]
+        if (known := _from_conversation(request, turns)) is not None:
+            return _finish("It was said before.", known)
+        request = _in_full(request, turns)
     step, steps = parse_turn(_value(prompt, "iteration"))
     found = _known_answer(calls)
     used = [call.tool for call in calls]
@@ -88,6 +105,36 @@ def _delegates(prompt: Prompt, sample: str, seed: int) -> bool:
     )
     chance = TOLD if told else SHOWN if shown else UNTOLD
     return draw(seed, "delegate", sample) < chance
+
+
+def _recalls(prompt: Prompt, seed: int) -> bool:
+    conversation = _value(prompt, "conversation")
+    told = _RECALL.search(prompt.objective.partition(PROTOCOL)[0])
+    shown = any("User: " in demo.inputs.get("conversation", "") for demo in prompt.demos)
+    chance = TOLD if told else SHOWN if shown else UNTOLD
+    return draw(seed, "recall", conversation, _value(prompt, "user_request")) < chance
+
+
+def _from_conversation(request: str, turns: list[tuple[str, str]]) -> str | None:
+    """The reply that earlier turns give already, or None."""
+    replies = [reply.strip() for _, reply in turns]
+    if replies and _AGAIN.search(request):
+        return replies[0]
+    numbers = [reply for reply in replies if reply.isdigit()]
+    if len(numbers) > 1 and (match := _LARGER.search(request)):
+        pick = max if match["which"].lower() == "larger" else min
+        return pick(numbers, key=int)
+    return None
+
+
+def _in_full(request: str, turns: list[tuple[str, str]]) -> str:
+    """A request that names a new subject only, with the rest of the last whole question."""
+    match = _ELLIPSIS.match(request.strip())
+    asked = next((said for said, _ in reversed(turns) if understand(said)), None)
+    if match is None or asked is None:
+        return request
+    question = understand(asked)
+    return asked.replace(question.subject, match["name"]) if question else request
 
 
 def _known_answer(calls: list[_Call]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import dspy
 from dspy.adapters.utils import parse_value
@@ -13,6 +13,7 @@ from fleet_rlm.errors import UsageError
 from fleet_rlm.program.agent.agent import AgentSettings, RLMReActChatAgent
 from fleet_rlm.program.reader import TextProgram
 from fleet_rlm.program.recursion import ProgramSettings, Range, RecursionSettings
+from fleet_rlm.scoring.dialogue import requests_of
 
 
 class AgentProgramSettings(ProgramSettings):
@@ -23,6 +24,8 @@ class AgentProgramSettings(ProgramSettings):
 
 class AgentProgram(TextProgram):
     """A chat agent without access to files; the context is its one document.
+
+    A query of several requests is a conversation: a turn each, with the earlier ones in mind.
 
     The agent is a child (`agent`), compiled and saved with it.
 
@@ -44,11 +47,20 @@ class AgentProgram(TextProgram):
         self.agent.recursion.update(settings.part(RecursionSettings).to_json())
 
     def answer_from(self, text: str, query: str) -> dspy.Prediction:
-        found = self.agent(user_request=query, documents={"context": text})
+        turns: list[dict[str, str]] = []
+        trajectory: list[dict[str, Any]] = []
+        for request in requests_of(query):
+            found = self.agent(user_request=request, history=turns, documents={"context": text})
+            reply = str(found.assistant_response)
+            turns.append({"user_request": request, "assistant_response": reply})
+            trajectory += found.trajectory
+        replies = [turn["assistant_response"] for turn in turns]
+        # A reply a line, as a query of several requests asks for.
+        said = replies[0] if len(replies) == 1 else "\n".join(" ".join(r.split()) for r in replies)
         name, field = next(iter(self.signature.output_fields.items()))
         try:
-            answer = parse_value(found.assistant_response, field.annotation)
+            answer = parse_value(said, field.annotation)
         except (ValueError, ValidationError):
             answer = None
-        told = {key: found[key] for key in ("trajectory", "final_reasoning", "stop")}
-        return dspy.Prediction(**{name: answer}, **told)
+        told = {key: found[key] for key in ("final_reasoning", "stop")}
+        return dspy.Prediction(**{name: answer}, trajectory=trajectory, **told)

@@ -7,6 +7,7 @@ from typing import Any
 from fleet_rlm.suites.generators.aggregate import Aggregate
 from fleet_rlm.suites.generators.babi import Babi
 from fleet_rlm.suites.generators.base import Generator
+from fleet_rlm.suites.generators.chat import Chat
 from fleet_rlm.suites.generators.codeqa import Codeqa
 from fleet_rlm.suites.generators.graphwalks import Graphwalks
 from fleet_rlm.suites.generators.lookup import Lookup
@@ -33,6 +34,7 @@ _ALL: tuple[Generator[Any], ...] = (
     Lookup(),
     Codeqa(),
     Routing(),
+    Chat(),
 )
 
 GENERATORS: dict[str, Generator[Any]] = {generator.name: generator for generator in _ALL}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
 from fleet_rlm.suites.generators.base import Draft, Order, Params, spread
-from fleet_rlm.suites.generators.planting import Line, draw_names, plant
+from fleet_rlm.suites.generators.planting import Line, Planted, draw_names, plant
 from fleet_rlm.suites.sample import Question
 
 LINE = "The access code for {name} is {code}."
@@ -48,23 +48,7 @@ class Needle:
         return max(1000, 50 * questions * (params.distractors + 1))
 
     def draft(self, order: Order, params: NeedleParams) -> Draft:
-        rng = order.rng("lines")
-        codes = _codes(rng, order.questions * (params.distractors + 1))
-        lines: list[Line] = []
-        needles: list[tuple[str, str, str]] = []
-        for index, word in enumerate(rng.sample(WORDS, order.questions)):
-            name, others = _names(rng, order, word, params.distractors)
-            depth, code = _depth(order, index), codes.pop()
-            needles.append((name, code, LINE.format(name=name, code=code)))
-            lines.append(Line(depth, needles[-1][2]))
-            for turn, other in enumerate(others):
-                if other != name:
-                    lines.append(Line(rng.random(), LINE.format(name=other, code=codes.pop())))
-                    continue
-                before = (turn // 3 + index + order.window) % 2
-                place = rng.uniform(0, depth) if before else rng.uniform(depth, 1)
-                lines.append(Line(place, REVOKED.format(name=name, code=codes.pop())))
-        planted = plant(order, lines)
+        planted, needles = plant_codes(order, order.questions, params.distractors)
         return Draft(
             blocks=planted.blocks,
             tokens=planted.tokens,
@@ -82,16 +66,50 @@ class Needle:
 
     def solve(self, params: NeedleParams, context: str, query: str) -> tuple[str, ...]:
         name = query.removeprefix("What is the current access code for ").partition("?")[0]
-        pattern = rf"^The access code for {re.escape(name)} is (\d+)\.$"
-        return tuple(re.findall(pattern, context, re.MULTILINE))
+        return read_code(context, name)
 
 
-def _depth(order: Order, index: int) -> float:
-    # Question i of window w stands in segment (i + w) mod n, so no question has a depth of its own;
+class Planting(NamedTuple):
+    """A name and its valid code."""
+
+    name: str
+    code: str
+    line: str
+
+
+def plant_codes(order: Order, count: int, distractors: int) -> tuple[Planted, list[Planting]]:
+    """A text with `count` names and their codes, and `distractors` near-duplicates of each."""
+    rng = order.rng("lines")
+    codes = _codes(rng, count * (distractors + 1))
+    lines: list[Line] = []
+    needles: list[Planting] = []
+    for index, word in enumerate(rng.sample(WORDS, count)):
+        name, others = _names(rng, order, word, distractors)
+        depth, code = _depth(order, index, count), codes.pop()
+        needles.append(Planting(name, code, LINE.format(name=name, code=code)))
+        lines.append(Line(depth, needles[-1].line))
+        for turn, other in enumerate(others):
+            if other != name:
+                lines.append(Line(rng.random(), LINE.format(name=other, code=codes.pop())))
+                continue
+            before = (turn // 3 + index + order.window) % 2
+            place = rng.uniform(0, depth) if before else rng.uniform(depth, 1)
+            lines.append(Line(place, REVOKED.format(name=name, code=codes.pop())))
+    return plant(order, lines), needles
+
+
+def read_code(context: str, name: str) -> tuple[str, ...]:
+    """The valid code of a name by its line; several when the text holds several."""
+    pattern = rf"^The access code for {re.escape(name)} is (\d+)\.$"
+    return tuple(re.findall(pattern, context, re.MULTILINE))
+
+
+def _depth(order: Order, index: int, count: int) -> float:
+    # Line i of window w stands in segment (i + w) mod n, so no question has a depth of its own;
     # inside a segment the windows are spread evenly.
-    segment = (index + order.window) % order.questions
+    segment = (index + order.window) % count
     shift = order.shared_rng(f"depth {segment}").random()
-    return (segment + spread(order.window, shift)) / order.questions
+    return (segment + spread(order.window, shift)) / count
 
 
 def _codes(rng: Random, count: int) -> list[str]:
