@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fleet_rlm.sandbox.interpreter import LocalInterpreter as LocalInterpreter
     from fleet_rlm.sandbox.modal_interpreter import ModalInterpreter as ModalInterpreter
     from fleet_rlm.sandbox.profiles import ExecutionProfile as ExecutionProfile
+    from fleet_rlm.search.evaluator import evaluating as evaluating
     from fleet_rlm.search.optimize import optimize as optimize
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _HOME = {
     "errors": "fleet_rlm",
     "Evidence": "fleet_rlm.program.manifest",
     "evaluate": "fleet_rlm.runner.evaluate",
+    "evaluating": "fleet_rlm.search.evaluator",
     "load": "fleet_rlm.program.bundle",
     "open_run": "fleet_rlm.runner.stored",
     "optimize": "fleet_rlm.search.optimize",
