@@ -98,6 +98,12 @@ def test_an_experiment_runs_resumes_and_is_rendered_from_its_records(project, co
         ("max_usd = 1.0", "max_usd = 0", "max_usd: Input should be greater than 0"),
         ("guidance =", "guidence =", "Did you mean 'guidance'"),
         ('question = "Which?"', "", "question: Field required"),
+        ("settings = {", 'recipe = "joint"\nsettings = {', "has a recipe, which decides"),
+        (
+            "seeds = [0, 7]\nmax_usd = 1.0",
+            'max_usd = 1.0\n[[arms]]\nname = "compiled"\nrecipe = "joint"',
+            "needs seeds",
+        ),
     ],
 )
 def test_a_malformed_file_is_one_line(project, was, now, said):
@@ -142,3 +148,94 @@ def test_a_dry_run_takes_stand_ins_and_an_estimate_says_what_is_missing(project,
     assert "A paper" not in page
     assert "nothing on this page speaks of rlm-paper" in page
     assert not (folder / "results.md").exists()
+
+
+RECIPE = """\
+name = "thrift"
+optimizer = "settings-only"
+suite = "needle"
+validation = 2
+test = 2
+trials = 2
+
+[space]
+max_iters = [20, 2]
+
+[overrides]
+lengths = [4000]
+windows = 2
+"""
+
+COMPILED = """\
+question = "Is it thrifty?"
+baseline = "direct"
+seeds = [5]
+max_usd = 1.0
+
+[[suites]]
+suite = "needle"
+overrides = { lengths = [4000], windows = 2 }
+limit = 2
+
+[[arms]]
+name = "direct"
+program = "direct"
+
+[[arms]]
+name = "thrifty"
+recipe = "thrift.toml"
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*compiled on a simulated")
+def test_an_arm_is_compiled_on_other_samples_under_the_same_budget(project, command):
+    folder = write(project, COMPILED)
+    (folder / "thrift.toml").write_text(RECIPE)
+    words = ("experiment", "run", "which", "--no-mlflow", "--display", "none")
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    runs = project / "runs" / "experiments" / "which"
+    job = json.loads((runs / "jobs" / "thrifty-seed5" / "result.json").read_text())
+    locked = json.loads((folder / "lock.json").read_text())["needle-seed5--thrifty"]
+    made = locked["compiled"]
+    assert (made["seed"], made["train"], made["trials"]) == (1005, 0, 2)
+    assert made["usd"] == job["usage"]["usd"] > 0
+    assert locked["arm"]["program"] == "runs/experiments/which/jobs/thrifty-seed5/bundle"
+    page = (folder / "results.md").read_text()
+    assert "### thrifty less direct" in page
+    assert "| needle-seed5--thrifty | thrift | settings-only | 1005 | 0 | 2 | 2 | " in page
+
+    # What the search has spent counts: nothing is left for one more seed.
+    (folder / "experiment.toml").write_text(COMPILED.replace("[5]", "[5, 6]"))
+    poor = command(*words, "--max-usd", str(made["usd"]))
+    assert poor.returncode == 3
+    assert "The experiment has spent" in poor.stderr
+
+
+def test_an_arm_is_not_held_against_what_it_learns_from(project, command):
+    # Texts of one's own are the same for every seed.
+    rows = [
+        {"text": f"Word {n}: {n * 37}.", "ask": "Which?", "want": str(n * 37)} for n in range(6)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for where, text in {
+        "data/mine.jsonl": lines,
+        "datasets/mine.toml": '[dataset]\nname = "mine"\nlicence = "ours"\n[source]\n'
+        'path = "../data/mine.jsonl"\n[columns]\ncontext = "text"\nquestion = "ask"\n'
+        '[gold]\nanswer = "want"\n',
+        "evals/mine.toml": '[suite]\nname = "mine"\n[[tasks]]\nname = "word"\ndataset = "mine"\n'
+        'rule = "exact"\n',
+    }.items():
+        (project / where).parent.mkdir(exist_ok=True)
+        (project / where).write_text(text)
+    mine = 'suite = "mine"\n'
+    folder = write(
+        project,
+        COMPILED.replace('suite = "needle"\noverrides = { lengths = [4000], windows = 2 }\n', mine),
+    )
+    recipe = RECIPE.partition("[overrides]")[0].replace('suite = "needle"\n', mine)
+    (folder / "thrift.toml").write_text(recipe)
+    refused = command("experiment", "run", "which", "--no-mlflow", "--display", "none")
+    assert refused.returncode == 2
+    assert "would be held against" in refused.stderr
+    assert not list(project.rglob("records.jsonl"))

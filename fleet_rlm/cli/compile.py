@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fleet_rlm.cli.listing import print_content
-from fleet_rlm.config import resolve
+from fleet_rlm.config import Config, resolve
 from fleet_rlm.errors import Exit
 from fleet_rlm.project import Content, find_content, project_dir, relative
 from fleet_rlm.report.job import render_plan, render_result
 from fleet_rlm.report.tables import print_recipe_list
 from fleet_rlm.runner.progress import make_progress
-from fleet_rlm.search.job import JobResult, prepare, run_job
+from fleet_rlm.search.job import Compilation, JobResult, prepare, run_job
 from fleet_rlm.search.plan import JobPlan, plan_job
 from fleet_rlm.search.promote import judge
 from fleet_rlm.search.recipe import SUB_MODEL, load_recipe, make_recipe
@@ -44,7 +44,7 @@ def compile_command(
         as_json: print the result as JSON and nothing else on stdout.
         dry_run: only say what the job will take.
     """
-    _fix_hash_seed()
+    fix_hash_seed("fleet_rlm.cli.optimize")
     project = project_dir(Path.cwd())
     path = find_content("optimize", name, project).path
     recipe = load_recipe(path)
@@ -52,25 +52,52 @@ def compile_command(
     recipe = make_recipe(recipe.model_dump() | given, str(path))
     resolved = resolve(recipe.flags(flags), os.environ, project)
     job = prepare(recipe, resolved, project, out)
-    shown = "none" if as_json else display
-    progress = {
-        stage: make_progress(shown, f"{recipe.name} {stage}") for stage in ("baseline", "winner")
-    }
     if dry_run:
         return _show_plan(plan_job(job), job.arm.label, as_json=as_json)
+
+    def show(result: JobResult) -> None:
+        _show(result, job.arm.label, as_json=as_json)
+
+    done = compile_job(job, resolved.config, project, "none" if as_json else display, show)
+    return Exit.OK if done else Exit.INTERRUPTED
+
+
+def compile_job(
+    job: Compilation,
+    config: Config,
+    project: Path,
+    display: str,
+    show: Callable[[JobResult], None] = lambda _: None,
+) -> JobResult | None:
+    """Run a job and mirror it.
+
+    Args:
+        job: what to do.
+        config: whether and where it is mirrored.
+        project: its folder.
+        display: how to show progress.
+        show: called with the result, before the mirror is waited for.
+
+    Returns:
+        None when it was interrupted, which is said.
+    """
+    progress = {
+        stage: make_progress(display, f"{job.recipe.name} {stage}")
+        for stage in ("baseline", "winner")
+    }
     if job.arm.label:
         progress["baseline"].say(job.arm.label)
-    with mirrored(job.folder, resolved.config, project) as write_mirror:
+    with mirrored(job.folder, config, project) as write_mirror:
         if job.caps.usd is not None and (warning := plan_job(job).warning):
             progress["baseline"].say(f"warning: {warning}")
         result = run_job(job, progress)
         if result is None:
             print("interrupted: the same command resumes", file=sys.stderr)
-            return Exit.INTERRUPTED
-        _show(result, job.arm.label, as_json=as_json)
+            return None
+        show(result)
         if problem := write_mirror():
             print(problem, file=sys.stderr)
-    return Exit.OK
+    return result
 
 
 def print_recipes(start: Path, *, as_json: bool) -> int:
@@ -83,11 +110,16 @@ def print_recipes(start: Path, *, as_json: bool) -> int:
     return print_content("optimize", start, describe, print_recipe_list, as_json=as_json)
 
 
-def _fix_hash_seed() -> None:
+def fix_hash_seed(module: str) -> None:
+    """Start this command anew with a fixed hash seed, unless it has one.
+
+    Args:
+        module: that the command is in.
+    """
     # dspy's bootstrap picks demos by a hash of pickled sets: without a fixed seed every process
     # compiles another program (measured: a swing of 17 points on one and the same data).
     if os.environ.get("PYTHONHASHSEED") is None:
-        command = [sys.executable, "-m", "fleet_rlm.cli.optimize", *sys.argv[1:]]
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})
 
 

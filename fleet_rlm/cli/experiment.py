@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fleet_rlm.cli.compiled import (
+    check_apart,
+    chosen_models,
+    compile_arm,
+    compiled,
+    make_job,
+    seeded,
+    spent_usd,
+    stored_job,
+    told,
+)
 from fleet_rlm.cli.listing import print_content
 from fleet_rlm.errors import BudgetExhausted, Exit, UsageError
 from fleet_rlm.project import Content, find_content, project_dir, relative
@@ -55,6 +66,11 @@ class _Place:
     runs: Path
     results: Path
 
+    def job(self, cell: Cell) -> Path:
+        """Folder of the job that compiles a cell's arm."""
+        assert cell.job is not None
+        return self.runs / "jobs" / cell.job
+
     @classmethod
     def of(cls, name: str, model: str | None, out: Path | None) -> _Place:
         project = project_dir(Path.cwd())
@@ -94,19 +110,21 @@ def run_command(request: ExperimentRequest) -> int:
 
     place = _Place.of(request.name, request.model, request.out)
     planned = list(cells(place.experiment))
-    cap = request.max_usd or place.experiment.max_usd
+    if any(cell.job for cell in planned):
+        from fleet_rlm.cli.compile import fix_hash_seed
+
+        fix_hash_seed("fleet_rlm.cli.eval")
+    for cell in planned:
+        if cell.job:  # before anything is spent
+            check_apart(cell, make_job(cell, _flags(cell, request), place.job(cell), None))
     worst: int = Exit.OK
     for number, cell in enumerate(planned, 1):
         print(f"{number}/{len(planned)} {cell.folder}", file=sys.stderr)
-        own = place.runs / cell.folder
-        # What the other runs have spent is gone; a run's own cap counts all of its sessions.
-        others = sum(read_spent(place.runs / c.folder).usd for c in planned if c != cell)
-        if others >= cap:
-            raise BudgetExhausted(
-                f"The experiment has spent ${others:.2f} of ${cap:g}.",
-                fix="the same command with a higher --max-usd",
-            )
-        prepared = prepare(_request(place, cell, request, own, cap - others))
+        arm = _arm(place, cell, request, planned)
+        if arm is None:
+            return Exit.INTERRUPTED
+        left = _left(place, planned, request.max_usd, place.runs / cell.folder)
+        prepared = prepare(_request(place, *arm, request, left))
         finished = execute(prepared)
         code = exit_code(prepared, finished)
         if code in {Exit.BUDGET, Exit.INTERRUPTED}:
@@ -114,6 +132,37 @@ def run_command(request: ExperimentRequest) -> int:
         worst = max(worst, code)
     report_command(request.name, model=request.model, out=request.out)
     return worst
+
+
+def _arm(
+    place: _Place, cell: Cell, request: ExperimentRequest, planned: Sequence[Cell]
+) -> tuple[Cell, dict[str, str]] | None:
+    """The cell with the program that runs, and its models; None when compiling was interrupted."""
+    models = _models(cell, request.model)
+    if not cell.job:
+        return cell, models
+    folder, flags = place.job(cell), _flags(cell, request)
+    job = make_job(cell, flags, folder, _left(place, planned, request.max_usd, folder))
+    done = compile_arm(job, flags, request.display)
+    return None if done is None else (compiled(cell, done), models | chosen_models(done))
+
+
+def _left(place: _Place, planned: Sequence[Cell], max_usd: float | None, own: Path) -> float:
+    """Dollars that a run or job may spend in all of its sessions: what the others have left.
+
+    Raises:
+        BudgetExhausted: nothing is left.
+    """
+    cap = max_usd or place.experiment.max_usd
+    runs = {place.runs / cell.folder for cell in planned} - {own}
+    jobs = {place.job(cell) for cell in planned if cell.job} - {own}
+    spent = sum(read_spent(run).usd for run in runs) + sum(map(spent_usd, jobs))
+    if spent >= cap:
+        raise BudgetExhausted(
+            f"The experiment has spent ${spent:.2f} of ${cap:g}.",
+            fix="the same command with a higher --max-usd",
+        )
+    return cap - spent
 
 
 def estimate_command(name: str, *, model: str | None, limit: int | None, as_json: bool) -> int:
@@ -124,13 +173,15 @@ def estimate_command(name: str, *, model: str | None, limit: int | None, as_json
     rows: list[dict[str, Any]] = []
     for cell in cells(place.experiment):
         given = _models(cell, model)
-        request = EstimateRequest(
-            suite=cell.suite.suite, program=cell.arm.program, flags=given, price=None,
-            sub_price=None, corpus=None, overrides=cell.overrides, limit=_limit(cell, limit),
-            epochs=place.experiment.epochs, as_json=as_json,
-        )  # fmt: skip
         try:
-            found = predict(request)
+            if cell.job and all(row["run"] != f"jobs/{cell.job}" for row in rows):
+                rows.append(_job_row(cell, place.job(cell), given))
+            program = seeded(cell).program if cell.job else cell.arm.program
+            found = predict(EstimateRequest(
+                suite=cell.suite.suite, program=program, flags=given, price=None, sub_price=None,
+                corpus=None, overrides=cell.overrides, limit=_limit(cell, limit),
+                epochs=place.experiment.epochs, as_json=as_json,
+            ))  # fmt: skip
         except UsageError as error:
             rows.append({"run": cell.folder, "problem": str(error)})
             continue
@@ -145,11 +196,26 @@ def estimate_command(name: str, *, model: str | None, limit: int | None, as_json
     return Exit.OK
 
 
+def _job_row(cell: Cell, folder: Path, flags: Mapping[str, str]) -> dict[str, Any]:
+    from fleet_rlm.search.plan import plan_job
+
+    plan = plan_job(make_job(cell, flags, folder, None)).to_json()
+    return {
+        "run": f"jobs/{cell.job}",
+        "samples": sum(stage["samples"] for stage in plan["stages"]),
+        "calls": [plan["calls"]] * 3,
+        "tokens": None,
+        "usd": [plan["usd"]] * 3,
+        "basis": plan["basis"],
+    }
+
+
 def report_command(name: str, *, model: str | None, out: Path | None) -> int:
     """Write the results page and the lock from the records of the runs."""
     place = _Place.of(name, model, out)
     runs = {cell.folder: _open(place, cell) for cell in cells(place.experiment)}
     found = _compared(place.experiment, runs)
+    jobs = _jobs(place)
     place.results.mkdir(parents=True, exist_ok=True)
     page = render_results(
         place.name,
@@ -157,12 +223,26 @@ def report_command(name: str, *, model: str | None, out: Path | None) -> int:
         found,
         commands=_commands(place, runs, model),
         plots={suite: _draw(place, suite, own) for suite, own in found.items()},
+        jobs=jobs,
     )
     (place.results / "results.md").write_text(page, encoding="utf-8")
-    (place.results / "lock.json").write_text(json.dumps(lock(runs), indent=2) + "\n", "utf-8")
+    (place.results / "lock.json").write_text(json.dumps(lock(runs, jobs), indent=2) + "\n", "utf-8")
     print(page)
     print(f"written to {relative(place.results / 'results.md')}", file=sys.stderr)
     return Exit.OK
+
+
+def _jobs(place: _Place) -> dict[str, dict[str, Any]]:
+    """What was compiled: the name of an arm's run -> what its job did."""
+    found = {}
+    for cell in cells(place.experiment):
+        if cell.job is None:
+            continue
+        stored = stored_job(place.job(cell))
+        if stored is None or stored.result is None:
+            raise _missing(place, f"Job {cell.job}")
+        found[cell.folder] = told(stored)
+    return found
 
 
 def _draw(place: _Place, suite: str, found: RunComparison) -> list[str]:
@@ -195,10 +275,14 @@ def _open(place: _Place, cell: Cell) -> Run:
     try:
         return open_run(place.runs / cell.folder)
     except UsageError:
-        raise UsageError(
-            f"Run {cell.folder} of experiment {place.name!r} has not been made.",
-            fix=f"fleet-eval experiment run {place.name}",
-        ) from None
+        raise _missing(place, f"Run {cell.folder}") from None
+
+
+def _missing(place: _Place, what: str) -> UsageError:
+    return UsageError(
+        f"{what} of experiment {place.name!r} has not been made.",
+        fix=f"fleet-eval experiment run {place.name}",
+    )
 
 
 def _commands(place: _Place, runs: Mapping[str, Run], model: str | None) -> list[str]:
@@ -221,20 +305,28 @@ def _models(cell: Cell, replaced: str | None) -> dict[str, str]:
     return {name: value for name, value in models.items() if value is not None}
 
 
+def _flags(cell: Cell, request: ExperimentRequest) -> dict[str, Any]:
+    return {**request.flags, **_models(cell, request.model)}
+
+
 def _limit(cell: Cell, given: int | None) -> int | None:
     limits = [limit for limit in (given, cell.suite.limit) if limit is not None]
     return min(limits, default=None)
 
 
 def _request(
-    place: _Place, cell: Cell, request: ExperimentRequest, folder: Path, max_usd: float
+    place: _Place,
+    cell: Cell,
+    models: Mapping[str, str],
+    request: ExperimentRequest,
+    max_usd: float,
 ) -> RunRequest:
     from fleet_rlm.cli.run import RunRequest
 
     return RunRequest(
         suite=cell.suite.suite,
         program=cell.arm.program,
-        flags={**request.flags, **_models(cell, request.model)},
+        flags={**request.flags, **models},
         price=None,
         sub_price=None,
         judge=cell.arm.judge and (request.model or cell.arm.judge),
@@ -253,7 +345,7 @@ def _request(
         allow_unpriced=False,
         retry_errors=request.retry_errors,
         trace=None,
-        out=folder,
+        out=place.runs / cell.folder,
         display=request.display,
         as_json=False,
         print_config=False,

@@ -27,6 +27,7 @@ def render_results(
     *,
     commands: Sequence[str],
     plots: Mapping[str, Sequence[str]],
+    jobs: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """`results.md`.
 
@@ -36,6 +37,7 @@ def render_results(
         found: suite -> its arms, all seeds pooled.
         commands: those that make the runs and print this page.
         plots: suite -> files of its plots, beside the page.
+        jobs: run -> what compiled its arm, as `lock` keeps it.
     """
     labels = [comparison.label for comparison in found.values() if comparison.label]
     parts = [f"# {name}", experiment.question]
@@ -46,6 +48,8 @@ def render_results(
     for suite, comparison in found.items():
         parts += [f"## {suite}", *(f"![{_alt(file)}]({file})" for file in plots.get(suite, ()))]
         parts += _suite(comparison, experiment)
+    if jobs:
+        parts += ["## What was compiled", COMPILED, _compiled(jobs).to_markdown()]
     parts += ["## What ran", _ran(found).to_markdown()]
     parts.append(
         "Versions, prices, revision and digests of each run: [lock.json](lock.json). Scores are"
@@ -53,6 +57,34 @@ def render_results(
         " the coverage."
     )
     return "\n\n".join(parts) + "\n"
+
+
+COMPILED = (
+    "Each on samples of its own: none of the contexts above was learned from or chosen by. changed:"
+    " what the chosen trial has other than the arm as it is, instructions and worked examples by"
+    " number. $: of the whole search."
+)
+
+
+def _compiled(jobs: Mapping[str, Mapping[str, Any]]) -> Grid:
+    rows = [
+        (
+            run,
+            job["recipe"],
+            job["optimizer"],
+            str(job["seed"]),
+            str(job["train"]),
+            str(job["validation"]),
+            str(job["trials"]),
+            ", ".join(f"{name} {value}" for name, value in job["chosen"].items()) or "nothing",
+            f"{job['calls']:,}",
+            f"{job['usd']:.2f}",
+        )
+        for run, job in jobs.items()
+    ]
+    heads = ("run", "recipe", "optimizer", "seed", "learned from", "validated on", "trials",
+             "changed", "calls", "$")  # fmt: skip
+    return Grid(heads, rows, words={"run", "recipe", "optimizer", "changed"})
 
 
 def render_estimate(
@@ -68,7 +100,8 @@ def render_estimate(
     known = [row for row in rows if "usd" in row]
     heads = ("run", "samples", "calls", "tokens", "$", "$ from", "$ to", "basis")
     lines = [
-        (row["run"], f"{row['samples']:,}", f"{row['calls'][1]:,.0f}", count(row["tokens"][1]),
+        (row["run"], f"{row['samples']:,}", f"{row['calls'][1]:,.0f}",
+         "-" if row["tokens"] is None else count(row["tokens"][1]),
          *(f"{row['usd'][at]:,.2f}" for at in (1, 0, 2)), row["basis"])
         for row in known
     ]  # fmt: skip
@@ -88,9 +121,17 @@ def render_estimate(
     return "\n\n".join(parts)
 
 
-def lock(runs: Mapping[str, Run]) -> dict[str, Any]:
-    """What ran, exactly: run -> its suite, arm and versions, without any path of a machine."""
-    return {name: _locked(run) for name, run in runs.items()}
+def lock(runs: Mapping[str, Run], jobs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What ran, exactly: run -> its suite, arm and versions, without any path of a machine.
+
+    Args:
+        runs: by name.
+        jobs: run -> what compiled its arm.
+    """
+    return {
+        name: _locked(run) | ({"compiled": jobs[name]} if name in jobs else {})
+        for name, run in runs.items()
+    }
 
 
 def _locked(run: Run) -> dict[str, Any]:

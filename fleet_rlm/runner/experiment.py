@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet_rlm.config import read_toml
 from fleet_rlm.errors import UsageError, nearest
 
+COMPILE_SEED = 1_000
+"""Added to a seed of the experiment to give that of a compilation: it learns from other samples
+than those it is held against."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +50,10 @@ class ArmTable(_Table):
     name: str
     program: str = "rlm"
     """As `--program` takes it; a bundle or a file beside the experiment by its name there."""
+
+    recipe: str = ""
+    """Compiled once for each seed, and run in place of a program: a recipe beside the experiment or
+    of the project."""
 
     model: str | None = None
     """The project's when absent."""
@@ -119,7 +127,12 @@ class Cell:
         """Name of the run's folder."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
         parts = (f"{self.suite.title}{seed}", self.arm.name)
-        return "--".join(re.sub(r"[^\w.@-]+", "-", part).strip("-") for part in parts)
+        return "--".join(map(_named, parts))
+
+    @property
+    def job(self) -> str | None:
+        """Name of the job's folder that compiles the arm; None where nothing is compiled."""
+        return f"{_named(self.arm.name)}-seed{self.seed}" if self.arm.recipe else None
 
     @property
     def overrides(self) -> list[str]:
@@ -131,6 +144,10 @@ class Cell:
         if self.arm.guidance:
             found["program.guidance"] = self.arm.guidance
         return [f"{key}={json.dumps(value)}" for key, value in found.items()]
+
+
+def _named(text: str) -> str:
+    return re.sub(r"[^\w.@-]+", "-", text).strip("-")
 
 
 def dry(experiment: Experiment) -> Experiment:
@@ -178,16 +195,36 @@ def load_experiment(path: Path) -> Experiment:
         hint = f" {nearest(str(first['loc'][-1]), known)}" if extra else ""
         raise UsageError(f"{path}: {place}: {first['msg']}.{hint}") from None
     _check_names(found, path)
+    _check_recipes(found, path)
     return found.model_copy(update={"arms": [_beside(arm, path.parent) for arm in found.arms]})
 
 
 def _beside(arm: ArmTable, folder: Path) -> ArmTable:
-    """The arm with its bundle or program file taken from the experiment's own folder, if there."""
-    if not (folder / arm.program.partition(":")[0]).exists():
-        return arm
-    where = os.path.relpath(folder / arm.program)
-    # With a separator: a bare name is a program of the registry.
-    return arm.model_copy(update={"program": where if os.sep in where else f"./{where}"})
+    """The arm with bundle, program or recipe taken from the experiment's own folder, if there."""
+    found = {}
+    for key, given in (("program", arm.program), ("recipe", arm.recipe)):
+        if given and (folder / given.partition(":")[0]).exists():
+            where = os.path.relpath(folder / given)
+            # With a separator: a bare name is one of the registry or of the project.
+            found[key] = where if os.sep in where else f"./{where}"
+    return arm.model_copy(update=found)
+
+
+def _check_recipes(found: Experiment, path: Path) -> None:
+    for arm in found.arms:
+        if not arm.recipe:
+            continue
+        given = {"program", "settings", "guidance"} & arm.model_fields_set
+        if given:
+            raise UsageError(
+                f"{path}: arm {arm.name!r} has a recipe, which decides {given.pop()!r} too."
+            )
+        if not found.seeds:
+            raise UsageError(
+                f"{path}: arm {arm.name!r} is compiled, which needs seeds: it must learn from other"
+                " samples than it is held against.",
+                fix="seeds = [0, 1]",
+            )
 
 
 def _check_names(found: Experiment, path: Path) -> None:

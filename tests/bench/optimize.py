@@ -1,7 +1,7 @@
 """Bench room `optimize`: the joint study beside stock MIPROv2, the pool beside stock bootstrap.
 
-Writes `experiments/settings-vs-prompts/results.md`. Seeds that were measured with the very same
-sources are read back from `runs/bench-optimize`, so an interrupted bench goes on.
+Writes `experiments/settings-vs-prompts/against-mipro.md`. Seeds that were measured with the very
+same sources are read back from `runs/bench-optimize`, so an interrupted bench goes on.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Row = dict[str, Any]
 def tables() -> list[Table]:
     rows = [_kept(f"seed-{seed}", lambda seed=seed: _measure_seed(seed)) for seed in SEEDS]
     found = [_scores(rows), _verdicts(rows), _pool(_kept("pool", _measure_pool))]
-    EXPERIMENT.joinpath("results.md").write_text(_page(found), encoding="utf-8")
+    EXPERIMENT.joinpath("against-mipro.md").write_text(_page(found), encoding="utf-8")
     return found
 
 
