@@ -203,6 +203,46 @@ def test_traces_are_in_the_store_once_with_assessments_and_without_secrets(
         assert again["b"] != first["b"].info.trace_id
 
 
+def test_a_store_that_fills_up_at_any_point_takes_the_rest_later_and_nothing_twice(
+    tmp_path, mlflow_template
+):
+    import resource
+    import signal
+
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from fleet_rlm.tracking.writer import find_experiment, write_run
+
+    store = tmp_path / "mlflow.db"
+    shutil.copy(mlflow_template, store)
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = find_experiment(client, "fleet-rlm", str(tmp_path / "mlartifacts"))
+    folder = write_folder(tmp_path / "a", [record(f"s{i}") for i in range(12)])
+    failures, room = 0, 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        while True:
+            room += 40_000  # an attempt that fails leaves the store as large as it was
+            resource.setrlimit(resource.RLIMIT_FSIZE, (store.stat().st_size + room, limits[1]))
+            try:
+                run = write_run(client, experiment, folder, trace="all")
+                break
+            except MlflowException as error:
+                failures += "disk" in str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert failures >= 3
+    assert len(client.search_runs([experiment])) == 1
+    traces = client.search_traces(locations=[experiment], run_id=run.info.run_id)
+    assert {trace.info.tags["fleet.sample"] for trace in traces} == {f"s{i}" for i in range(12)}
+    assert [len(trace.data.spans) for trace in traces] == [15] * 12
+    assert all(len(trace.info.assessments) == 4 for trace in traces)
+    assert len(client.get_metric_history(run.info.run_id, "score_by_length")) == 1
+
+
 def test_autolog_gives_any_dspy_program_slim_traces(tmp_path, mlflow_template, monkeypatch):
     import dspy
     from mlflow import MlflowClient
