@@ -110,3 +110,28 @@ def in_a_thread(work: Callable[[], object]) -> object:
 def test_no_secret_enters_and_that_is_said() -> None:
     with pytest.warns(FleetWarning, match="LITELLM.*enters no sandbox"):
         ModalInterpreter(secret_name="LITELLM")
+    for name, value, mend in (
+        ("secrets", ["st-1"], "tools="),
+        ("sub_lm", print, "RLM(..., sub_lm=lm)"),
+        ("max_llm_calls", 5, "RLM(..., max_llm_calls=50)"),
+        ("llm_call_timeout", 60, "RLM(..., call_timeout_s=60)"),
+    ):
+        with pytest.raises(UsageError, match=name) as refused:
+            ModalInterpreter(**{name: value})
+        assert mend in str(refused.value)
+        assert "st-1" not in str(refused.value)
+
+
+def test_long_output_is_summarized_where_that_is_asked_for(lab: LoopbackModal) -> None:
+    short = {"stdout_summary_threshold": 40, "stdout_summary_prefix_len": 4}
+    with ModalInterpreter(summarize_stdout=True, **short) as session:
+        assert session.execute("print('x' * 39)") == "x" * 39 + "\n"
+        printed = session.execute("for n in range(10): print(n, 1234567)")
+        assert printed == '[Output: 100 chars, 10 lines]\nPrefix: "0 12"\nSuffix: "567\n"'
+        with session.siblings() as sibling, pytest.raises(CellError) as failed:
+            sibling.execute("print('x' * 99); 1 / 0")
+        assert failed.value.stdout.startswith("[Output: 100 chars")
+        assert session.last
+        assert session.last.stdout_chars == 100
+    with pytest.raises(ValueError, match="half"):
+        ModalInterpreter(stdout_summary_threshold=100)

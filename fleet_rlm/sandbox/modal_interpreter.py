@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from fleet_rlm.errors import FleetWarning, SandboxError, UsageError
@@ -28,6 +29,17 @@ _PROFILES: ContextVar[Mapping[int, ExecutionProfile] | None] = ContextVar(
     "fleet_profiles", default=None
 )
 """Interpreter, by id -> the profile of the running block."""
+
+_ELSEWHERE = {
+    "secrets": ("Secrets enter no sandbox, where any code could read them.",
+                "tools={'fetch': fetch}, a function of this machine that uses the secret"),
+    "sub_lm": ("Programs ask models, not sandboxes.", "fleet_rlm.RLM(..., sub_lm=lm)"),
+    "max_llm_calls": ("Programs ask models, not sandboxes.",
+                      "fleet_rlm.RLM(..., max_llm_calls=50)"),
+    "llm_call_timeout": ("Programs ask models, not sandboxes.",
+                         "fleet_rlm.RLM(..., call_timeout_s=60)"),
+}  # fmt: skip
+"""Name known from earlier versions -> why it is refused, and what takes its place."""
 
 
 class ModalInterpreter(LocalInterpreter):
@@ -55,12 +67,25 @@ class ModalInterpreter(LocalInterpreter):
         volume_mount_path: where.
         secret_name: known from earlier versions, which gave the sandbox model keys; nothing enters
             it now, and a warning says so.
+        summarize_stdout: give of long output only its size, beginning and end; programs cut it at
+            their own `max_output_chars` anyway.
+        stdout_summary_threshold: characters beyond which output is long.
+        stdout_summary_prefix_len: characters kept of its beginning, and of its end.
+        secrets: refused like the next three: any code in the sandbox could read them. Tools run on
+            this machine and may use secrets.
+        sub_lm: give it to `fleet_rlm.RLM` or `dspy.RLM`.
+        max_llm_calls: likewise.
+        llm_call_timeout: `fleet_rlm.RLM(..., call_timeout_s=60)`.
         tags: of the sandbox, beside project, owner and expires.
         default_execution_profile: what cells may do that are run without a profile of their own.
         limits: memory, files, output of the session.
         on_stdout: called with pieces of output, cleaned of secrets, while a cell runs.
         sandbox: the box to open the session in, which is not ended with it.
         redactor: cleans everything that leaves the session.
+
+    Raises:
+        UsageError: `secrets`, `sub_lm`, `max_llm_calls` or `llm_call_timeout` is given.
+        ValueError: a number is out of its range.
 
     Raises (from `start`): SandboxUnavailable, when Modal knows no valid token.
     """
@@ -90,6 +115,13 @@ class ModalInterpreter(LocalInterpreter):
         volume_name: str | None = None,
         volume_mount_path: str = "/data",
         secret_name: str | None = None,
+        summarize_stdout: bool = False,
+        stdout_summary_threshold: int = 10_000,
+        stdout_summary_prefix_len: int = 200,
+        secrets: Sequence[Any] | None = None,
+        sub_lm: Any = None,
+        max_llm_calls: int | None = None,
+        llm_call_timeout: float | None = None,
         tags: Mapping[str, str] | None = None,
         default_execution_profile: ExecutionProfile = ExecutionProfile.RLM_DELEGATE,
         limits: Limits | None = None,
@@ -97,8 +129,16 @@ class ModalInterpreter(LocalInterpreter):
         sandbox: ModalBoxes | ModalSandbox | None = None,
         redactor: Redactor | None = None,
     ) -> None:
+        _refuse(
+            secrets=secrets or None,
+            sub_lm=sub_lm,
+            max_llm_calls=max_llm_calls,
+            llm_call_timeout=llm_call_timeout,
+        )
         if not 0 < timeout <= 24 * 3600:
             raise ValueError("timeout must be between 1 second and 24 hours")
+        if not 0 <= 2 * stdout_summary_prefix_len <= stdout_summary_threshold:
+            raise ValueError("stdout_summary_prefix_len must be at most half of the threshold")
         if secret_name is not None:
             warnings.warn(
                 f"Secret {secret_name!r} enters no sandbox: models are called on this machine.",
@@ -114,6 +154,11 @@ class ModalInterpreter(LocalInterpreter):
             on_stdout=on_stdout,
             redactor=redactor,
         )
+        self._summary = {
+            "summarize_stdout": summarize_stdout,
+            "stdout_summary_threshold": stdout_summary_threshold,
+            "stdout_summary_prefix_len": stdout_summary_prefix_len,
+        }
         self._own = sandbox is None
         self._boxes = sandbox or ModalBoxes(
             Recipe(
@@ -145,6 +190,7 @@ class ModalInterpreter(LocalInterpreter):
             "execute_timeout": self.timeout,
             "limits": self.limits,
             "redactor": self._redactor,
+            **self._summary,
         }
 
     def _level(self) -> Level:
@@ -193,6 +239,10 @@ class ModalInterpreter(LocalInterpreter):
         return super()._usable_tools() if self._profile.may_call else ()
 
     def _outcome(self, result: CellResult) -> Any:
+        kept = self._summary["stdout_summary_prefix_len"]
+        long = result.stdout_chars > self._summary["stdout_summary_threshold"]
+        if self._summary["summarize_stdout"] and long:
+            result = replace(result, stdout=_summarize(result, kept))
         if result.kind == "final" and not self._profile.may_call:
             raise CellError(
                 f"RuntimeError: SUBMIT is not available in the profile {self._profile}.",
@@ -249,3 +299,17 @@ class ModalInterpreter(LocalInterpreter):
         super().shutdown()
         if self._own:
             self._boxes.close()
+
+
+def _refuse(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            why, mend = _ELSEWHERE[name]
+            raise UsageError(f"ModalInterpreter({name}=...): {why}", fix=mend)
+
+
+def _summarize(result: CellResult, kept: int) -> str:
+    whole = len(result.stdout) == result.stdout_chars
+    lines = f", {len(result.stdout.splitlines()):,} lines" if whole else ""
+    start, end = result.stdout[:kept], result.stdout[len(result.stdout) - kept :]
+    return f'[Output: {result.stdout_chars:,} chars{lines}]\nPrefix: "{start}"\nSuffix: "{end}"'
