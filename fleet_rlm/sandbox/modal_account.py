@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fleet_rlm.errors import SandboxUnavailable
 from fleet_rlm.sandbox.modal_create import check_token, import_modal, unavailable
-from fleet_rlm.sandbox.modal_link import describe, wait_for
+from fleet_rlm.sandbox.modal_link import SdkFailed, wait_for
 from fleet_rlm.sandbox.modal_recipe import Recipe
 
 LOOK_S = 20.0
@@ -33,10 +33,10 @@ def examine(recipe: Recipe) -> Account:
     check_token()
     try:
         return wait_for(_examine(recipe), LOOK_S)
-    except Exception as error:
-        raise unavailable(error) or SandboxUnavailable(
-            f"Modal cannot be reached: {describe(error)}", fix="fleet-rlm doctor, later"
-        ) from error
+    except SdkFailed as failed:
+        raise unavailable(failed) or SandboxUnavailable(
+            f"Modal cannot be reached: {failed}", fix="fleet-rlm doctor, later"
+        ) from failed
 
 
 async def _examine(recipe: Recipe) -> Account:

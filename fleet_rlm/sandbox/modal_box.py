@@ -17,7 +17,7 @@ from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox.levels import MODAL
 from fleet_rlm.sandbox.link import ANSWER_S
 from fleet_rlm.sandbox.modal_create import CREATE_S, Pause, create
-from fleet_rlm.sandbox.modal_link import SILENCE_S, ModalLink, describe, wait_for
+from fleet_rlm.sandbox.modal_link import SILENCE_S, ModalLink, SdkFailed, wait_for
 from fleet_rlm.sandbox.modal_recipe import BLOBS, HOME, LAYOUT, Recipe
 from fleet_rlm.sandbox.session import Clean, Limits, Session, as_it_is
 
@@ -105,8 +105,8 @@ class ModalSandbox:
         environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"}
         try:
             return wait_for(self._sandbox.exec.aio(*command, text=False, env=environment), CREATE_S)
-        except Exception as error:
-            raise SandboxError(f"no driver in the Modal sandbox: {describe(error)}") from error
+        except SdkFailed as failed:
+            raise SandboxError(f"no driver in the Modal sandbox: {failed}") from failed
 
     def open(self, limits: Limits | None = None, clean: Clean = as_it_is) -> Session:
         """A fresh session; close it when done.
@@ -140,8 +140,8 @@ class ModalSandbox:
         self._volume()
         try:
             wait_for(self._sandbox.reload_volumes.aio(), MOVE_S)
-        except Exception as error:
-            raise SandboxError(f"the volume was not reloaded: {describe(error)}") from error
+        except SdkFailed as failed:
+            raise SandboxError(f"the volume was not reloaded: {failed}") from failed
 
     def _lay_out(self) -> None:
         if self.recipe.volume_name is not None:
@@ -160,8 +160,8 @@ class ModalSandbox:
 
         try:
             code = wait_for(run(), MOVE_S)
-        except Exception as error:
-            raise SandboxError(f"{command[0]} in the sandbox: {describe(error)}") from error
+        except SdkFailed as failed:
+            raise SandboxError(f"{command[0]} in the sandbox: {failed}") from failed
         if code:
             raise SandboxError(f"{command[0]} in the sandbox ended with exit code {code}")
 
@@ -178,7 +178,7 @@ class ModalSandbox:
         if self._link is not None:
             self._link.close()
         # What cannot be told to end ends by its lease.
-        with suppress(Exception):
+        with suppress(SdkFailed):
             if self._sandbox is not None:
                 wait_for(self._sandbox.terminate.aio(), ANSWER_S)
 

@@ -10,7 +10,7 @@ import io
 
 from fleet_rlm.errors import SandboxError
 from fleet_rlm.sandbox.modal_create import import_modal
-from fleet_rlm.sandbox.modal_link import SECONDS_A_BYTE, describe, wait_for
+from fleet_rlm.sandbox.modal_link import SECONDS_A_BYTE, SdkFailed, wait_for
 from fleet_rlm.sandbox.modal_recipe import CONTEXTS
 
 SEND_S = 120.0
@@ -26,10 +26,10 @@ def send(text: str) -> str:
     digest = hashlib.sha256(data).hexdigest()
     try:
         wait_for(_send(data, digest), SEND_S + len(data) * SECONDS_A_BYTE)
-    except Exception as error:
+    except SdkFailed as failed:
         raise SandboxError(
-            f"a context of {len(data):,} bytes was not sent to volume {CONTEXTS}: {describe(error)}"
-        ) from error
+            f"a context of {len(data):,} bytes was not sent to volume {CONTEXTS}: {failed}"
+        ) from failed
     return digest
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fleet_rlm.errors import SandboxError, SandboxUnavailable
-from fleet_rlm.sandbox.modal_link import describe, wait_for
+from fleet_rlm.sandbox.modal_link import SdkFailed, wait_for
 from fleet_rlm.sandbox.modal_pace import Pace
 from fleet_rlm.sandbox.modal_recipe import BLOBS, CONTEXTS, SHARED, Recipe, make_image
 
@@ -66,10 +66,10 @@ def prepare(recipe: Recipe) -> str:
     check_token()
     try:
         kit = wait_for(_kit(recipe), BUILD_S)
-    except Exception as error:
-        raise unavailable(error) or SandboxUnavailable(
-            f"Modal has no image for sandboxes: {describe(error)}", fix="fleet-rlm doctor"
-        ) from error
+    except SdkFailed as failed:
+        raise unavailable(failed) or SandboxUnavailable(
+            f"Modal has no image for sandboxes: {failed}", fix="fleet-rlm doctor"
+        ) from failed
     return str(kit.image.object_id)
 
 
@@ -92,10 +92,10 @@ def publish(recipe: Recipe) -> Published:
     check_token()
     try:
         return wait_for(_publish(recipe), BUILD_S)
-    except Exception as error:
-        raise unavailable(error) or SandboxUnavailable(
-            f"Modal did not build the image: {describe(error)}", fix="the same command again"
-        ) from error
+    except SdkFailed as failed:
+        raise unavailable(failed) or SandboxUnavailable(
+            f"Modal did not build the image: {failed}", fix="the same command again"
+        ) from failed
 
 
 async def _publish(recipe: Recipe) -> Published:
@@ -131,24 +131,23 @@ def create(recipe: Recipe, pause: Pause = time.sleep) -> Any:
             with STARTING:
                 kit = wait_for(_kit(recipe), BUILD_S)
                 sandbox = wait_for(_create_once(kit, recipe), CREATE_S)
-        except modal.exception.ResourceExhaustedError as error:
-            pace.refused()
-            refused_since = refused_since or time.monotonic()
-            waited = time.monotonic() - refused_since
-            if waited > PATIENCE_S:
-                raise SandboxError(
-                    f"Modal had no room for a sandbox in {waited:.0f} s: {describe(error)}"
-                ) from error
-        except lasting as error:
-            raise SandboxError(f"Modal refused to make a sandbox: {describe(error)}") from error
-        except Exception as error:
-            if refusal := unavailable(error):
-                raise refusal from error
+        except SdkFailed as failed:
+            if refusal := unavailable(failed):
+                raise refusal from failed
+            if isinstance(failed.cause, lasting):
+                raise SandboxError(f"Modal refused to make a sandbox: {failed}") from failed
+            if isinstance(failed.cause, modal.exception.ResourceExhaustedError):
+                pace.refused()
+                refused_since = refused_since or time.monotonic()
+                waited = time.monotonic() - refused_since
+                if waited > PATIENCE_S:
+                    raise SandboxError(
+                        f"Modal had no room for a sandbox in {waited:.0f} s: {failed}"
+                    ) from failed
+                continue
             failures += 1
             if failures == TRIES:
-                raise SandboxError(
-                    f"Modal made no sandbox in {TRIES} tries: {describe(error)}"
-                ) from error
+                raise SandboxError(f"Modal made no sandbox in {TRIES} tries: {failed}") from failed
             pause(min(LONGEST_PAUSE_S, 0.5 * 4 ** (failures - 1)))
         else:
             pace.made()
@@ -178,12 +177,10 @@ def _not_of_creates(record: logging.LogRecord) -> bool:
     return "/SandboxCreateV2 (" not in record.getMessage()
 
 
-def unavailable(error: Exception) -> SandboxUnavailable | None:
+def unavailable(failed: SdkFailed) -> SandboxUnavailable | None:
     """What to say where no other create would succeed either."""
-    if isinstance(error, import_modal().exception.AuthError):
-        return SandboxUnavailable(
-            f"Modal knows no valid token: {describe(error)}", fix="modal token new"
-        )
+    if isinstance(failed.cause, import_modal().exception.AuthError):
+        return SandboxUnavailable(f"Modal knows no valid token: {failed}", fix="modal token new")
     return None
 
 
@@ -199,7 +196,7 @@ async def _kit(recipe: Recipe) -> Kit:
         _KITS[key] = asyncio.ensure_future(_make_kit(recipe))
     try:
         return await asyncio.shield(_KITS[key])
-    except Exception:
+    except Exception:  # raised again: the next create tries anew
         _KITS.pop(key, None)
         raise
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fleet_rlm.errors import SandboxUnavailable
 from fleet_rlm.sandbox.modal_create import check_token, import_modal, owner, unavailable
-from fleet_rlm.sandbox.modal_link import describe, wait_for
+from fleet_rlm.sandbox.modal_link import SdkFailed, wait_for
 
 LIST_S = 120.0
 """Longest wait for all pages of a list, and for all sandboxes of one to end."""
@@ -46,10 +46,10 @@ def reap(apps: Collection[str], *, run: str | None = None, everything: bool = Fa
     check_token()
     try:
         return wait_for(_reap(apps, run, everything), LIST_S)
-    except Exception as error:
-        raise unavailable(error) or SandboxUnavailable(
-            f"Modal did not list its sandboxes: {describe(error)}", fix="the same command again"
-        ) from error
+    except SdkFailed as failed:
+        raise unavailable(failed) or SandboxUnavailable(
+            f"Modal did not list its sandboxes: {failed}", fix="the same command again"
+        ) from failed
 
 
 async def _reap(apps: Collection[str], run: str | None, everything: bool) -> Reaped:

@@ -16,7 +16,7 @@ from functools import cache
 from mmap import PROT_READ, mmap
 from typing import Any, TypeVar
 
-from fleet_rlm.errors import SandboxError
+from fleet_rlm.errors import FleetError, SandboxError
 from fleet_rlm.sandbox import driver
 from fleet_rlm.sandbox.link import ANSWER_S, Link, Opened
 from fleet_rlm.sandbox.modal_recipe import SHARED
@@ -43,14 +43,32 @@ def _loop(_pid: int) -> asyncio.AbstractEventLoop:
     return loop
 
 
+class SdkFailed(Exception):
+    """A call of the SDK failed, or took too long; whoever made it says what that means.
+
+    Attributes:
+        cause: what was raised.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(describe(cause))
+        self.cause = cause
+
+
 def wait_for(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
     """Run a call of the SDK on the shared loop, and wait for it.
 
     Raises:
-        TimeoutError: it took longer.
+        SdkFailed: it failed, or took longer. Errors of this package pass unchanged.
     """
     limited = asyncio.wait_for(work, timeout_s)
-    return asyncio.run_coroutine_threadsafe(limited, _loop(os.getpid())).result()
+    try:
+        return asyncio.run_coroutine_threadsafe(limited, _loop(os.getpid())).result()
+    except FleetError:
+        raise
+    except Exception as error:
+        # The one boundary to the SDK: it raises errors of its own, of gRPC, HTTP and sockets.
+        raise SdkFailed(error) from error
 
 
 class _Wire:
@@ -173,9 +191,9 @@ class ModalLink(Link):
             # as a file, which is sent piece by piece: there is no second copy in memory
             file = f"/proc/self/fd/{fd}"
             wait_for(self._sandbox.filesystem.copy_from_local.aio(file, path), limit_s)
-        except Exception as error:
-            self._gone(f"an input of {size:,} bytes could not be sent: {describe(error)}")
-            raise SandboxError(f"the sandbox is gone: {self.lost}") from error
+        except SdkFailed as failed:
+            self._gone(f"an input of {size:,} bytes could not be sent: {failed}")
+            raise SandboxError(f"the sandbox is gone: {self.lost}") from failed
 
     def write(self, sid: int, kind: int, payload: bytes) -> None:
         """Send one frame, whole.
@@ -189,9 +207,9 @@ class ModalLink(Link):
         try:
             with self._writing:
                 wait_for(self._write(data), ANSWER_S + len(data) * SECONDS_A_BYTE)
-        except Exception as error:
-            self._gone(describe(error))
-            raise OSError(self.lost) from error
+        except SdkFailed as failed:
+            self._gone(str(failed))
+            raise OSError(self.lost) from failed
 
     async def _write(self, data: bytes) -> None:
         for start in range(0, len(data), PIECE):
@@ -225,7 +243,7 @@ class ModalLink(Link):
                 wire.deliver(frame)
 
     async def _why_ended(self) -> str:
-        with suppress(Exception):
+        with suppress(Exception):  # only the reason is lost with it
             text = await asyncio.wait_for(self._process.stderr.read.aio(), 2.0)
             if lines := text.decode("utf-8", "replace").strip().splitlines():
                 return f"its driver ended: {lines[-1]}"

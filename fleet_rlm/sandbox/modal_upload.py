@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fleet_rlm.errors import SandboxError, UsageError
 from fleet_rlm.sandbox.modal_create import check_token, import_modal
-from fleet_rlm.sandbox.modal_link import describe, wait_for
+from fleet_rlm.sandbox.modal_link import SdkFailed, wait_for
 
 UPLOAD_S = 3600.0
 """Longest wait for all files of one upload."""
@@ -53,8 +53,8 @@ def upload(volume: str, files: Sequence[Sent]) -> int:
     check_token()
     try:
         return wait_for(_upload(volume, files), UPLOAD_S)
-    except Exception as error:
-        raise SandboxError(f"nothing was sent to volume {volume!r}: {describe(error)}") from error
+    except SdkFailed as failed:
+        raise SandboxError(f"nothing was sent to volume {volume!r}: {failed}") from failed
 
 
 async def _upload(volume: str, files: Sequence[Sent]) -> int:

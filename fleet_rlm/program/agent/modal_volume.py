@@ -7,11 +7,11 @@ from collections.abc import Coroutine
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from fleet_rlm.errors import SandboxError
+from fleet_rlm.errors import SandboxError, SandboxUnavailable
 from fleet_rlm.program.agent.roots import Refused
 from fleet_rlm.program.agent.volume import MAX_TEXT, Entry
 from fleet_rlm.sandbox.modal_create import check_token, import_modal
-from fleet_rlm.sandbox.modal_link import describe, wait_for
+from fleet_rlm.sandbox.modal_link import SdkFailed, wait_for
 
 T = TypeVar("T")
 LOOK_S = 60.0
@@ -92,10 +92,8 @@ class ModalVolume:
         try:
             check_token()
             return wait_for(work, timeout_s)
-        except Refused:
-            raise
-        except Exception as error:
-            raise SandboxError(f"volume {self.name!r} on Modal: {describe(error)}") from error
+        except (SdkFailed, SandboxUnavailable) as failed:
+            raise SandboxError(f"volume {self.name!r} on Modal: {failed}") from failed
         finally:
             work.close()
 
