@@ -54,7 +54,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "settings-vs-prompts"
 KEPT = ROOT / "runs" / "bench-optimize"
 
-SEEDS = range(8)
+SEEDS = range(16)
 MIPRO = {"num_candidates": 6, "max_bootstrapped_demos": 3}
 MIPRO_TRIALS = 10
 NEAR = 0.95
@@ -329,7 +329,8 @@ def _verdicts(rows: Sequence[Row]) -> Table:
     return Table(
         title="Joint beside MIPROv2 over seeds, simulated",
         about=(
-            f"{len(rows)} seeds of the simulated model and of the samples. Score: mean difference"
+            f"{len(rows)} seeds of the simulated model and of the samples; the search was tuned on"
+            " sixteen others. Score: mean difference"
             " on the sealed test, 95 % interval over seeds, exact sign-flip p; after so many calls"
             " of the best program until then, which before the joint study is what did best on the"
             " training samples; p is not adjusted for the number of rows. The joint search made"
@@ -348,7 +349,11 @@ def _verdicts(rows: Sequence[Row]) -> Table:
                 "score at the end, joint less MIPROv2",
                 ((row["joint"]["score"], row["mipro"]["score"]) for row in rows),
             ),
-            ["dollars a sample, joint / MIPROv2 (mean)", f"{fmean(dollars):.2f}x", "<= 0.7x"],
+            [
+                "dollars a sample, joint / MIPROv2 (mean of ratios)",
+                f"{fmean(dollars):.2f}x",
+                "<= 0.7x, score not lower",
+            ],
             [
                 f"calls to {NEAR:.0%} of the optimum (median of ratios)",
                 f"{ratio:.2f}x; never there: joint {missed['joint']}, MIPROv2 {missed['mipro']}"
