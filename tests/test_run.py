@@ -11,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from openai_server import error_body, openai_server
 
 import fleet_rlm
 from fleet_rlm.errors import FleetWarning
+from fleet_rlm.report.comparison import render
+from fleet_rlm.runner.compare import compare
 
 LABEL = "simulated model: these numbers show the harness, not any model"
 SUMMARY_KEYS = [
@@ -202,10 +205,21 @@ def test_an_interrupted_run_exits_130_and_resumes(project, run):
 def test_more_epochs_extend_a_run(project, run):
     run("needle", *SMALL)
     before = records(only_run(project))
-    run("needle", *SMALL, "--epochs", "2")
+    assert "2 tries" in run("needle", *SMALL, "--epochs", "2").stdout
     after = records(only_run(project))
     assert after[: len(before)] == before
     assert len(after) == 2 * len(before)
+    summary = json.loads((only_run(project) / "summary.json").read_text())
+    twice = summary["repeated"]["2"]
+    right = {record["sample"]: [] for record in after}
+    for record in after:
+        right[record["sample"]].append(record["score"] == 1)
+    assert twice["any_right"]["score"] == pytest.approx(np.mean([any(r) for r in right.values()]))
+    assert twice["all_right"]["score"] == pytest.approx(np.mean([all(r) for r in right.values()]))
+    found = compare(only_run(project), only_run(project))
+    assert found.arms[0]["repeated"][0]["any_right"] == twice["any_right"]["score"]
+    for form in ("text", "markdown"):
+        assert "all right (pass^k)" in render(found, form)
 
 
 def test_another_arm_does_not_go_into_the_same_folder(project, run):

@@ -21,10 +21,9 @@ from fleet_rlm.statistics.paired import (
     compare_paired,
     holm,
     minimum_detectable,
-    pass_at_k,
-    pass_hat_k,
     sign_flip_p,
 )
+from fleet_rlm.statistics.repeated import pass_at_k, pass_hat_k, repeated
 
 SCORES = np.array([1, 1, 0, 1, 0, 0, 0, 0, 1, 1], float)
 CLUSTERS = list("aaabbbccdd")
@@ -262,3 +261,17 @@ def test_pass_at_k_and_pass_hat_k(n, k, c, any_right, all_right):
 def test_arms_without_a_common_sample_cannot_be_compared():
     assert compare({"a": 1.0}, {"b": 1.0}, {"a": "x", "b": "y"}) is None
     assert minimum_detectable(None) is None
+
+
+def test_repeated_attempts_count_samples_that_have_them():
+    # Three contexts: 3, 3 and 2 attempts, of which 3, 1 and 1 are right.
+    found = repeated(np.array([3, 3, 2]), np.array([3, 1, 1]), ["a", "b", "c"])
+    assert [(row.k, row.n, row.clusters) for row in found] == [(2, 3, 3), (3, 2, 2)]
+    two, three = found
+    assert (two.any_right, two.all_right) == pytest.approx(((1 + 2 / 3 + 1) / 3, 1 / 3))
+    assert (three.any_right, three.all_right) == (1.0, 0.5)
+    expected = mean_interval(np.array([1, 2 / 3, 1]), ["a", "b", "c"])
+    assert tuple(two.any_ci) == pytest.approx(tuple(expected))
+    assert repeated(np.array([1, 1]), np.array([1, 0]), ["a", "b"]) == []
+    alone = repeated(np.array([4]), np.array([2]), ["a"])
+    assert [(row.k, row.any_ci) for row in alone] == [(2, None), (4, None)]

@@ -34,6 +34,8 @@ def render(found: RunComparison, form: Form) -> str:
     others = "1 arm" if len(found.names) == 2 else f"{len(found.names) - 1} arms"
     parts.append(f"{found.suite}: {others} against {base}, paired by sample")
     parts.append(_shown(_arms(found), form))
+    if tries := repeated_grid(found):
+        parts += [_title(REPEATED, form), _shown(tries, form)]
     for name in found.names[1:]:
         rows = [row for row in found.rows if row.arm == name]
         parts.append(_title(f"{name} less {base}", form))
@@ -144,6 +146,30 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
     ]  # fmt: skip
     ended = "base | cand ended"
     return Grid(("task", "length", *pairs, ended), shown, words={"task", ended})
+
+
+REPEATED = "samples tried several times; right: a score of 1"
+
+
+def repeated_grid(found: RunComparison) -> Grid | None:
+    """Whether any of k attempts is right, and whether all are; None where none was repeated."""
+    heads = ("arm", "tries", "n", "contexts", "any right (pass@k)", "95% CI",
+             "all right (pass^k)", "95% CI")  # fmt: skip
+    rows = [
+        (
+            arm["name"],
+            str(row["k"]),
+            str(row["n"]),
+            str(row["clusters"]),
+            number(row["any_right"]),
+            interval(row["any_ci"]),
+            number(row["all_right"]),
+            interval(row["all_ci"]),
+        )
+        for arm in found.arms
+        for row in arm["repeated"]
+    ]
+    return Grid(heads, rows, words={"arm"}) if rows else None
 
 
 RECURSION = (

@@ -7,11 +7,13 @@ from typing import Any
 
 from fleet_rlm.report.comparison import (
     RECURSION,
+    REPEATED,
     arms_grid,
     cost_grid,
     difference_grid,
     notes,
     recursion_grid,
+    repeated_grid,
 )
 from fleet_rlm.report.grid import Grid
 from fleet_rlm.report.tables import count, interval, number, short_length
@@ -157,6 +159,9 @@ def _suite(comparison: RunComparison, experiment: Experiment) -> Iterator[str]:
     yield arms_grid(comparison).to_markdown()
     yield "Score by length of the context, with its 95 % interval and the number of samples:"
     yield _curves(comparison).to_markdown()
+    if tries := repeated_grid(comparison):
+        yield REPEATED[0].upper() + REPEATED[1:] + ":"
+        yield tries.to_markdown()
     if references := _references(comparison, experiment):
         yield "Published scores beside ours; their samples, prompts and prices are not ours:"
         yield references.to_markdown()

@@ -18,11 +18,13 @@ from fleet_rlm.errors import UsageError, one_line
 from fleet_rlm.report import plots
 from fleet_rlm.report.comparison import (
     RECURSION,
+    REPEATED,
     arms_grid,
     cost_grid,
     difference_grid,
     notes,
     recursion_grid,
+    repeated_grid,
 )
 from fleet_rlm.report.grid import Grid
 from fleet_rlm.report.tables import interval, number
@@ -133,6 +135,10 @@ def _body(
         " scores 1: every suite's gold answer is right by its own rule"
         " (<code>fleet-eval audit</code>).</p>"
     )
+    if tries := repeated_grid(found):
+        yield "<h2>Repetitions</h2>"
+        yield tries.to_html()
+        yield f"<p class=dim>{escape(REPEATED)}</p>"
     if found.rows:
         yield from _comparisons(found)
     if recursion := recursion_grid(found):

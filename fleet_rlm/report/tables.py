@@ -95,10 +95,19 @@ def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
         "tools": tools,
         "time": f"{summary['wall_s']:.1f} s",
     }
+    rows |= {f"{k} tries": _tries(row) for k, row in summary.get("repeated", {}).items()}
     for name, text in rows.items():
         if not text:
             continue
         console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)
+
+
+def _tries(row: Mapping[str, Any]) -> str:
+    shown = (
+        f"{what} right {number(row[key]['score'])} ({interval(row[key]['ci'])})"
+        for what, key in (("any", "any_right"), ("all", "all_right"))
+    )
+    return f"{' · '.join(shown)} · n = {row['n']} in {row['clusters']} contexts"
 
 
 def print_suites(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from fleet_rlm.runner.outcomes import METRICS, Cost, Metric, Numbers, Outcomes, 
 from fleet_rlm.runner.stored import Run, open_run
 from fleet_rlm.statistics.clustered import mean_interval
 from fleet_rlm.statistics.paired import Comparison, Flips, compare_paired, holm
+from fleet_rlm.statistics.repeated import repeated
 
 ALL = "all"
 """Name of the row of all tasks."""
@@ -426,6 +427,9 @@ def _arm(runs: Sequence[Run], outcomes: Outcomes, name: str) -> dict[str, Any]:
         "ci": mean_interval(scores[scored], clusters) if scored.any() else None,
         "with_errors_as_zero": float(zeros.mean()) if len(zeros) else None,
         "curve": list(curve(outcomes)),
+        "repeated": [
+            asdict(row) for row in repeated(outcomes.attempts, outcomes.right, outcomes.clusters)
+        ],
         "cost": asdict(cost),
         "usage": usage.to_json(),
         "wall_s": sum(run.summary["wall_s"] for run in runs),

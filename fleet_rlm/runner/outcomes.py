@@ -19,6 +19,9 @@ METRICS: tuple[Metric, ...] = ("score", "official", "robust")
 FIELDS = ("sample", "task", "cluster", "length", *METRICS, "working_s", "stop", "recursion")
 """What is read of each record, beside its usage."""
 
+RIGHT = 1.0
+"""Score from which an attempt is right."""
+
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
@@ -37,6 +40,12 @@ class Outcomes:
 
     scores: dict[Metric, Floats]
     """Of each sample: mean over its scored epochs; NaN where every epoch failed."""
+
+    attempts: Numbers
+    """Of each sample: its epochs that have a score."""
+
+    right: Numbers
+    """Of each sample: those of them that scored 1."""
 
     with_zeros: Floats
     """The mean score of each sample with errors counted as 0."""
@@ -129,6 +138,8 @@ def read_outcomes(folders: Sequence[Path]) -> Outcomes:
         clusters=of_sample("cluster"),
         lengths=of_sample("length"),
         scores=scores,
+        attempts=np.bincount(sample_of[~np.isnan(raw)], minlength=len(place)),
+        right=np.bincount(sample_of[raw >= RIGHT], minlength=len(place)),
         with_zeros=_means(np.nan_to_num(raw), sample_of, len(place)),
         sample_of=sample_of,
         usd=of_record("usd"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fleet_rlm.ledger import Usage
+from fleet_rlm.runner.outcomes import RIGHT
 from fleet_rlm.runner.record import Key, Record, last_records, total_usage
 from fleet_rlm.runner.store import Abandoned
 from fleet_rlm.scoring import floor
@@ -19,6 +20,7 @@ from fleet_rlm.statistics.clustered import (
     detectable_difference,
     mean_interval,
 )
+from fleet_rlm.statistics.repeated import repeated
 
 
 def summarize(
@@ -62,6 +64,7 @@ def summarize(
         "coverage": len(scored) / len(planned) if planned else 0.0,
         **_estimate(scored),
         "with_errors_as_zero": _with_zeros(last),
+        **_repeated(scored),
         "tasks": {task: _task(found) | _tools(found, run, task) for task, found in by_task.items()},
         "usage": _usage(records, abandoned or Abandoned()),
         "wall_s": round(wall_s, 3),
@@ -86,6 +89,29 @@ def _with_zeros(records: Iterable[Record]) -> float | None:
     for record in records:
         values.setdefault(record.sample, []).append(record.score or 0.0)
     return fmean(map(fmean, values.values())) if values else None
+
+
+def _repeated(records: Sequence[Record]) -> dict[str, Any]:
+    """pass@k and pass^k, by k, where samples were repeated."""
+    attempts = Counter(record.sample for record in records)
+    right = Counter(record.sample for record in records if (record.score or 0.0) >= RIGHT)
+    cluster_of = {record.sample: record.cluster for record in records}
+    samples = sorted(attempts)
+    found = repeated(
+        np.array([attempts[sample] for sample in samples], dtype=np.int64),
+        np.array([right[sample] for sample in samples], dtype=np.int64),
+        [cluster_of[sample] for sample in samples],
+    )
+    shown = {
+        str(row.k): {
+            "n": row.n,
+            "clusters": row.clusters,
+            "any_right": {"score": row.any_right, "ci": row.any_ci and list(row.any_ci)},
+            "all_right": {"score": row.all_right, "ci": row.all_ci and list(row.all_ci)},
+        }
+        for row in found
+    }
+    return {"repeated": shown} if shown else {}
 
 
 def _estimate(records: Sequence[Record]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -275,19 +274,3 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
         adjusted[i] = highest
     return adjusted
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float | None:
-    """Chance that at least one of k attempts is right, unbiased from n; None when k > n.
-
-    Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
-    """
-    return None if k > n else 1 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def pass_hat_k(n: int, correct: int, k: int) -> float | None:
-    """Chance that all of k attempts are right, unbiased from n; None when k > n.
-
-    Source: Yao et al. 2024, arXiv 2406.12045 (pass^k).
-    """
-    return None if k > n else math.comb(correct, k) / math.comb(n, k)
