@@ -9,8 +9,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ import pytest
 from fleet_rlm.errors import UsageError
 from fleet_rlm.tracking import Mirror
 from fleet_rlm.tracking.lookup import find_run
-from fleet_rlm.tracking.store import resolve_uri, shown
+from fleet_rlm.tracking.store import resolve_uri, shown, unusable
 from fleet_rlm.tracking.view import serve
 
 TASKS = ("needle", "aggregate")
@@ -344,6 +346,24 @@ def test_a_silent_server_costs_no_more_than_the_timeout(tmp_path):
         problem = mirror.finish(timeout_s=0.5).problem
         assert time.monotonic() - started < 5
     assert problem == f"The MLflow store {uri} took longer than 0.5 s."
+
+
+def test_a_server_that_wants_a_token_says_so():
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Guard) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(MlflowException) as refused:
+            MlflowClient(uri).get_experiment_by_name("fleet-rlm")
+    assert "401" in str(unusable(uri, refused.value))
+    assert unusable(uri, refused.value).fix == "set MLFLOW_TRACKING_TOKEN"
 
 
 def test_a_cancelled_mirror_leaves_no_process(tmp_path):

@@ -326,7 +326,9 @@ def gate(
 @app.command()
 def view(
     port: Annotated[int | None, typer.Option(help="Port on loopback; a free one if taken.")] = None,
-    no_browser: Annotated[bool, typer.Option(help="Only print the address.")] = False,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the address.")
+    ] = False,
 ) -> int:
     """Open the MLflow dashboard on this project's runs."""
     from fleet_rlm.cli.track import view_command

@@ -123,7 +123,7 @@ class Registry:
                 if number is None:
                     raise UsageError(
                         f"No registered bundle {uri!r} in {shown(self._uri)}.",
-                        fix="fleet-eval view",
+                        fix="fleet-optimize promote JOB",
                     )
                 found = _download(f"models:/{name}/{number}/artifacts/bundle", folder, self._uri)
             yield found

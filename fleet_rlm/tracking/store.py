@@ -143,10 +143,11 @@ def unusable(uri: str, error: BaseException) -> UsageError:
         if isinstance(inner, OSError | sqlite3.Error):
             reason = inner
         inner = inner.__cause__ or inner.__context__
+    refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
     text = str(reason).replace(uri, shown(uri)).rstrip(".")
     return UsageError(
         f"The MLflow store {shown(uri)} cannot be used: {one_line(text, 200)}.",
-        fix="another MLFLOW_TRACKING_URI",
+        fix="set MLFLOW_TRACKING_TOKEN" if refused else "another MLFLOW_TRACKING_URI",
     )
 
 
