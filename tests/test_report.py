@@ -123,6 +123,16 @@ def test_a_page_of_one_run_goes_into_its_folder(runs, command):
     assert "Differences from" not in page
     assert command("report", "nowhere").returncode == 2
 
+    # What the model knows without reading stands beside what it scores with the text.
+    fleet_rlm.evaluate(
+        "blind", "quickstart", overrides={"lengths": [4000, 8000], "windows": 2}, out="blind"
+    )
+    command("report", "rlm", "blind", "-o", "both.html")
+    tasks = (runs / "both.html").read_text().partition("<h2>Tasks</h2>")[2]
+    known = fleet_rlm.open_run("blind").summary["tasks"]["needle"]["score"]
+    row = re.search(r"<td>needle</td><td>rlm</td>.*?</tr>", tasks)[0]
+    assert re.findall(r">([^<]*)</td>", row)[-2] == f"{known:.3f}"
+
 
 def test_the_frontier_is_what_nothing_beats():
     points = [{"usd": usd, "score": score} for usd, score in

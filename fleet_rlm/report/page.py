@@ -37,6 +37,9 @@ from fleet_rlm.sandbox.redact import Redactor
 MAX_TRAJECTORIES = 6_000_000
 """Bytes of packed trajectories in a page; the failed ones go first, the rest are named."""
 
+BLIND = "blind"
+"""The program that is asked without the context."""
+
 SAID_CHARS = 160
 """Characters of an answer in the table; all of it is in the trajectory."""
 
@@ -131,8 +134,9 @@ def _body(
     yield "<h2>Tasks</h2>"
     yield _tasks(found).to_html()
     yield (
-        "<p class=dim>floor: what the best answer scores that never reads the context. An oracle"
-        " scores 1: every suite's gold answer is right by its own rule"
+        "<p class=dim>floor: what the best answer scores that never reads the context. no context:"
+        " what the same model scores without it, where a run of <code>--program blind</code> is"
+        " among these. An oracle scores 1: every suite's gold answer is right by its own rule"
         " (<code>fleet-eval audit</code>).</p>"
     )
     if tries := repeated_grid(found):
@@ -194,16 +198,27 @@ def _chooser(drawn: Mapping[str, plots.Spec]) -> str:
 
 
 def _tasks(found: RunComparison) -> Grid:
-    rows = []
-    for name, runs in zip(found.names, found.groups, strict=True):
-        for task, own in runs[0].summary["tasks"].items():
-            rows.append((task, name, str(own["n"]), str(own["clusters"]), number(own["score"]),
-                         interval(own["ci"]), number(own["official"]), number(own["robust"]),
-                         number(own["floor"]), str(own["errors"])))  # fmt: skip
+    runs = {name: group[0] for name, group in zip(found.names, found.groups, strict=True)}
+    unread = {
+        (_root(run), task): own["score"]
+        for run in runs.values()
+        if run.lock["arm"]["program"] == BLIND
+        for task, own in run.summary["tasks"].items()
+    }
+    rows = [
+        (task, name, str(own["n"]), str(own["clusters"]), number(own["score"]),
+         interval(own["ci"]), number(own["official"]), number(own["robust"]),
+         number(own["floor"]), number(unread.get((_root(run), task))), str(own["errors"]))
+        for name, run in runs.items() for task, own in run.summary["tasks"].items()
+    ]  # fmt: skip
     rows.sort(key=lambda row: row[0])
     heads = ("task", "arm", "n", "contexts", "score", "95% CI", "official", "robust", "floor",
-             "errors")  # fmt: skip
+             "no context", "errors")  # fmt: skip
     return Grid(heads, rows, words={"task", "arm"})
+
+
+def _root(run: Run) -> str:
+    return str(run.lock["arm"]["models"]["root"]["name"])
 
 
 def _comparisons(found: RunComparison) -> Iterator[str]:

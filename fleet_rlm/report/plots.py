@@ -12,6 +12,7 @@ import numpy as np
 
 from fleet_rlm.runner.compare import ALL
 from fleet_rlm.runner.outcomes import Outcomes
+from fleet_rlm.statistics.clustered import Interval
 
 Spec = dict[str, Any]
 Arms = Sequence[Mapping[str, Any]]
@@ -273,7 +274,7 @@ def _shown(field: str) -> Spec:
 
 
 def _words(ci: Sequence[float]) -> str:
-    if ci[1] - ci[0] < 1e-12:
+    if not Interval(*ci).has_width:
         return "all contexts equal: no width"
     return f"{max(0.0, ci[0]):.3f} to {min(1.0, ci[1]):.3f}"
 
@@ -295,7 +296,17 @@ def render(spec: Spec, form: str, title: str) -> bytes:
 
 
 def notes(arms: Arms) -> Iterator[str]:
-    """What the plots leave out, in words."""
+    """What the plots leave out or cannot show, in words."""
     alone = sum(point["ci"] is None for arm in arms for point in arm["curve"])
     if alone:
         yield (f"{alone} points of one context each have no interval and are not drawn.")
+    equal = sum(
+        point["ci"] is not None and not Interval(*point["ci"]).has_width
+        for arm in arms
+        for point in arm["curve"]
+    )
+    if equal:
+        yield (
+            f"{equal} points have intervals without width: their contexts all show the same, which"
+            " proves nothing of contexts that were not asked."
+        )
