@@ -52,6 +52,13 @@ bench-sandbox bench-reports bench-runner bench-serving bench-suites bench-scorin
 escape: $(STAMP) ## attack the sandbox: every attack, at every level that holds here, as you and as nobody
 	$(BIN)/python tests/escape.py
 
+# An environment over .venv, where this release of the SDK hides the locked one.
+.PHONY: modal-lowest
+modal-lowest: $(STAMP) ## the tests of Modal with the lowest SDK that is supported
+	@$(uv_present)
+	VIRTUAL_ENV=$(abspath $(VENV)) PYTHONHASHSEED=0 $(UV) run --quiet --no-project --active --with modal==1.6.0 \
+		python -m pytest -n $(TEST_WORKERS) $(wildcard tests/test_modal*.py)
+
 .PHONY: postgres
 postgres: $(STAMP) ## mirror runs into a PostgreSQL that it starts; skipped, and said, where none is installed
 	cd tests && $(abspath $(BIN))/python postgres_store.py

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from bench.__main__ import PAGE, with_sections
 from bench.measure import FASTER, Cost, Table, cpu_seconds, faster, measure, side_by_side, span
 
 BURNT_S = 0.3
@@ -72,3 +73,12 @@ def test_a_clock_too_coarse_gives_no_ratio():
 
 def test_spans_have_a_unit_that_fits():
     assert [span(s) for s in (12.3456, 0.00456, 0.0000456)] == ["12.3 s", "4.56 ms", "45.6 µs"]
+
+
+def test_a_room_of_its_own_changes_its_section_alone():
+    page = PAGE.read_text()
+    assert with_sections(page, {}) == page
+    small = "# Page\n\nHead.\n\n## one\n\nOld.\n\n### Part\n\n## two\n\nKept.\n"
+    found = with_sections(small, {"one": "## one\n\nNew.\n", "three": "## three\n\nAdded.\n"})
+    kept = "# Page\n\nHead.\n\n## one\n\nNew.\n\n## two\n\nKept.\n\n## three\n\nAdded.\n"
+    assert found == kept

@@ -98,7 +98,9 @@ def test_throttled_creates_wait_and_every_sample_is_scored(
     monkeypatch.setenv("MODAL_MAX_THROTTLE_WAIT", "0")
     lab.max_sandboxes = 2
     with lab.failing("SandboxCreateV2", None, FULL, TORN, FULL):
-        done = run("--sandbox", "modal", "-j", "6", "--display", "json")
+        # a pace at which samples wait for a place rather than for an answer, on any machine
+        slow = ("--set", "modal.creates_per_s=20")
+        done = run("--sandbox", "modal", *slow, "-j", "6", "--display", "json")
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert max(figures.get("queued", 0) for figures in told) > 0
@@ -214,7 +216,7 @@ def test_tokens_that_expire_and_a_cut_upload_cost_no_sample(lab: LoopbackModal, 
 def test_ctrl_c_leaves_no_sandbox_and_the_run_resumes(
     lab: LoopbackModal, run: Any, project: Path, times: int
 ) -> None:
-    words = ["--sandbox", "modal", "--out", "cut", "-j", "2"]
+    words = ["--sandbox", "modal", "--out", "cut", "-j", "2", "--limit", "4"]
     command = [sys.executable, "-m", "fleet_rlm.cli.eval", "run", "quickstart", *SMALL, *words]
     process = subprocess.Popen(
         [*command, "--no-mlflow"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,4 +1,7 @@
-"""`make bench`: runs benchmark rooms; all of them, without a name, and writes docs/performance.md.
+"""`make bench`: runs benchmark rooms, all of them without a name, and writes docs/performance.md.
+
+With names it writes the sections of those rooms anew, unless a variable `BENCH_...` makes them
+smaller, and leaves the rest of the page as it is.
 
 A room is a module of this folder with a function `tables`; it goes by the first word of its file's
 name, so that none hides a package that it needs.
@@ -9,7 +12,9 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -36,16 +41,33 @@ def main(wanted: list[str]) -> None:
     unknown = set(wanted) - set(ROOMS)
     if unknown:
         raise SystemExit(f"No bench room {unknown.pop()!r}. Known: {', '.join(ROOMS)}.")
-    sections = [f"{_machine()}\n"]
+    sections = {}
     for room in wanted or ROOMS:
-        sections.append(f"## {room}\n\n```bash\nmake bench-{room}\n```\n")
+        parts = [f"## {room}\n\n```bash\nmake bench-{room}\n```\n"]
+        if wanted:
+            parts.append(f"In a run of its own. {_machine()}\n")
         for table in importlib.import_module(ROOMS[room]).tables():
             print(table.to_text(), flush=True)
-            sections.append(table.to_markdown())
+            parts.append(table.to_markdown())
+        sections[room] = "\n".join(parts)
     print(_machine())
-    if not wanted:
-        PAGE.write_text(HEAD + "\n".join(sections), encoding="utf-8")
-        print(f"written to {PAGE.relative_to(HERE.parents[1])}")
+    if wanted and any(name.startswith("BENCH_") for name in os.environ):
+        return
+    page = PAGE.read_text(encoding="utf-8") if wanted else f"{HEAD}{_machine()}\n"
+    PAGE.write_text(with_sections(page, sections), encoding="utf-8")
+    print(f"written to {PAGE.relative_to(HERE.parents[1])}")
+
+
+def with_sections(page: str, sections: Mapping[str, str]) -> str:
+    """The page with these sections anew or at its end, and all others as they were.
+
+    Args:
+        page: Markdown, whose sections begin with `## NAME`.
+        sections: name -> the section, its heading included.
+    """
+    head, *held = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    known = {section.split("\n", 1)[0].removeprefix("## "): section for section in held}
+    return "\n\n".join(part.strip() for part in (head, *(known | sections).values())) + "\n"
 
 
 def _machine() -> str:
