@@ -31,7 +31,7 @@ from fleet_rlm.program.state import texts
 from fleet_rlm.project import find_content
 from fleet_rlm.runner.arm import Arm
 from fleet_rlm.runner.executor import StopFlag, stop_on_signals
-from fleet_rlm.runner.run import Progress, Whole
+from fleet_rlm.runner.run import Progress, Whole, wall_so_far
 from fleet_rlm.runner.sandboxes import specify_sandbox
 from fleet_rlm.runner.store import repair_and_read, write_atomic
 from fleet_rlm.scoring.judge import check_independent
@@ -420,11 +420,12 @@ class _Session:
         complete = [trial for trial in found.trials if trial.outcome == "complete"]
         samples = 2 * len(self.job.split.test) * self.job.recipe.epochs
         usd = max(fmean(trial.measured.usd.values()) for trial in complete)
-        clock = [
-            record.working_s
-            for record in repair_and_read(self.lab.folder_of(complete[0].params) / "records.jsonl")
-        ]
-        seconds = fmean(clock) / min(self.job.concurrency, samples)
+        first = self.lab.folder_of(complete[0].params)
+        clock = [record.working_s for record in repair_and_read(first / "records.jsonl")]
+        # A session that was killed left no wall time, and one that was throttled little work.
+        seconds = max(
+            fmean(clock) / min(self.job.concurrency, samples), wall_so_far(first) / len(clock)
+        )
         self.purse.held = Caps(usd=MARGIN * samples * usd, seconds=MARGIN * samples * seconds)
 
     def _seal(self, path: Path, found: StudyResult) -> TrialResult:
