@@ -284,6 +284,11 @@ def test_autolog_gives_any_dspy_program_slim_traces(tmp_path, mlflow_template, m
     below = [span for span in whole.data.spans if span.parent_id == asked[0].span_id]
     assert [span.name for span in below] == ["LM", "LM"]
     assert by_id[asked[0].parent_id].name == "sandbox.execute"
+    # One span for fields, messages and tokens of a prediction that took one call.
+    predicted = [span for span in whole.data.spans if span.name == "Predict"]
+    assert [span.span_type for span in predicted] == ["LLM", "LLM"]
+    assert {"iteration", "messages"} <= set(predicted[0].inputs)
+    assert {"code", "completion"} <= set(predicted[0].outputs)
     # Executions find the sandbox running; what the spans show is not in the answer once more.
     (started,) = [span for span in whole.data.spans if span.name == "sandbox.start"]
     assert not started.inputs
