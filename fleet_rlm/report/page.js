@@ -151,7 +151,7 @@ async function tree(row) {
 function spent(part) {
   if (!part.usage) return "";
   const { calls, input_tokens, output_tokens, usd } = part.usage;
-  return ` · ${part.seconds.toFixed(1)} s · ${calls} calls ·`
+  return ` · ${part.seconds.toFixed(1)} s · ${calls} call${calls === 1 ? "" : "s"} ·`
     + ` ${(input_tokens + output_tokens).toLocaleString("en")} tokens · $${usd.toFixed(4)}`;
 }
 
