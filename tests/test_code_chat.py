@@ -132,6 +132,7 @@ def test_line_mode_works_in_a_pipe(tmp_path, monkeypatch, capfd):
         (("--session", "s"), "--connect URL"),
         (("--connect", "here"), "no address"),
         (("--connect", "http://127.0.0.1:1", "--model", "sim"), "--model is the server's"),
+        (("--connect", "http://127.0.0.1:1", "--sandbox", "modal"), "--sandbox is the server's"),
     ):
         code, out, err = run_fleet(monkeypatch, capfd, "code-chat", *words)
         assert (code, out, len(err.splitlines())) == (2, "", 1), err

@@ -105,6 +105,7 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path, monkeypatch, capfd)
     monkeypatch.chdir(tmp_path)
     for words, part in (
         (("--transport", "pigeon"), "No transport 'pigeon'"),
+        (("--transport", "sse"), "--transport streamable-http"),
         (("--transport", "streamable-http", "--host", "0.0.0.0"), "needs tokens"),
     ):
         code, out, err = run_fleet(monkeypatch, capfd, "serve-mcp", *words)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fleet_rlm.config import resolve
+from fleet_rlm.cli.engine import EngineOptions
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.program.agent.documents import ACTIVE, read_document
 from fleet_rlm.program.agent.roots import Roots
 from fleet_rlm.program.agent.setup import VOLUMES
-from fleet_rlm.project import project_dir
-from fleet_rlm.serving.engine import AgentLimits, Engine
 from fleet_rlm.serving.identity import TOKEN_VARIABLE
 from fleet_rlm.serving.lines import LineChat
 from fleet_rlm.serving.slash import TraceMode
@@ -27,14 +23,11 @@ from fleet_rlm.serving.talk import FarTalk, OwnTalk, Talk
 class CodeChat:
     """The command line, as given."""
 
-    bundle: str | None
+    engine: EngineOptions
     connect: str | None
     session: str | None
     docs_path: Path | None
     volume_name: str | None
-    flags: Mapping[str, Any]
-    price: str | None
-    limits: AgentLimits
     trace: TraceMode
     full_screen: bool
 
@@ -61,10 +54,7 @@ def code_chat_command(request: CodeChat) -> int:
 def _own(request: CodeChat) -> Talk:
     if request.session:
         raise UsageError("--session names a chat of a server.", fix="--connect URL --session NAME")
-    resolved = resolve(request.flags, os.environ, project_dir(Path.cwd()))
-    engine = Engine(
-        request.bundle, resolved, os.environ, price=request.price, limits=request.limits
-    )
+    engine = request.engine.start()
     here, docs = Path.cwd(), request.docs_path
     if docs is not None and not docs.exists():
         raise UsageError(f"There is no {str(docs)!r}.")
@@ -80,10 +70,17 @@ def _own(request: CodeChat) -> Talk:
 
 def _far(request: CodeChat) -> Talk:
     given = {
-        "--bundle": request.bundle,
+        "--bundle": request.engine.bundle,
         "--docs-path": request.docs_path,
         "--volume-name": request.volume_name,
-        "--model": request.flags.get("model"),
+        "--model": request.engine.model,
+        "--sub-model": request.engine.sub_model,
+        "--api-base": request.engine.api_base,
+        "--price": request.engine.price,
+        "--sandbox": request.engine.sandbox,
+        "--react-max-iters": request.engine.react_max_iters,
+        "--rlm-max-iterations": request.engine.rlm_max_iterations,
+        "--rlm-max-llm-calls": request.engine.rlm_max_llm_calls,
     }
     for name, value in given.items():
         if value is not None:

@@ -7,25 +7,10 @@ from typing import Annotated
 
 import typer
 
+from fleet_rlm.cli import engine as shared
 from fleet_rlm.cli import options
+from fleet_rlm.cli.engine import EngineOptions
 from fleet_rlm.cli.entry import make_app, run_app
-
-ReactMaxIters = Annotated[int | None, typer.Option(min=1, help="Steps of one turn. [default: 10]")]
-RlmMaxIterations = Annotated[
-    int | None, typer.Option(min=1, help="Turns of a recursive program. [default: 30]")
-]
-RlmMaxLlmCalls = Annotated[
-    int | None, typer.Option(min=1, help="Sub-queries in one answer. [default: 50]")
-]
-Tokens = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="TOML: NAME = 'TOKEN' each. [env: FLEET_RLM_TOKEN]"),
-]
-Roots = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="DIR", help="Folder whose files clients may name; repeatable."),
-]
-Timeout = Annotated[float, typer.Option(min=1, metavar="SECONDS", help="One turn.")]
 
 app = make_app("Use programs outside an evaluation, and check this machine.")
 
@@ -87,9 +72,7 @@ def run(
 
 
 def code_chat(
-    bundle: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A compiled program. [default: the agent]")
-    ] = None,
+    bundle: shared.Bundle = None,
     connect: Annotated[
         str | None, typer.Option(metavar="URL", help="Chat with a server. [env: FLEET_RLM_TOKEN]")
     ] = None,
@@ -99,16 +82,16 @@ def code_chat(
     docs_path: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A file to load, or a folder to work in.")
     ] = None,
-    volume_name: Annotated[str | None, typer.Option(help="Volume for the memory tools.")] = None,
+    volume_name: shared.VolumeName = None,
     model: options.Model = None,
     sub_model: options.SubModel = None,
     api_base: options.ApiBase = None,
     price: options.Price = None,
     sandbox: options.Sandbox = None,
-    react_max_iters: ReactMaxIters = None,
-    rlm_max_iterations: RlmMaxIterations = None,
-    rlm_max_llm_calls: RlmMaxLlmCalls = None,
-    timeout: Timeout = 900.0,
+    react_max_iters: shared.ReactMaxIters = None,
+    rlm_max_iterations: shared.RlmMaxIterations = None,
+    rlm_max_llm_calls: shared.RlmMaxLlmCalls = None,
+    timeout: shared.Timeout = shared.TIMEOUT_S,
     trace: Annotated[bool, typer.Option(help="Show the work behind an answer.")] = True,
     trace_mode: Annotated[str, typer.Option(help="compact, verbose or off.")] = "compact",
     opentui: Annotated[
@@ -118,24 +101,21 @@ def code_chat(
 ) -> int:
     """Chat over documents in the terminal; in a pipe, line by line."""
     from fleet_rlm.cli.code_chat import CodeChat, code_chat_command
-    from fleet_rlm.serving.engine import AgentLimits
     from fleet_rlm.serving.slash import parse_trace_mode
 
     return code_chat_command(
         CodeChat(
-            bundle=bundle,
             connect=connect,
             session=session,
             docs_path=docs_path,
             volume_name=volume_name,
-            flags={
-                "model": model,
-                "sub_model": sub_model,
-                "api_base": api_base,
-                "sandbox": sandbox,
-            },
-            price=price,
-            limits=AgentLimits(
+            engine=EngineOptions(
+                bundle=bundle,
+                model=model,
+                sub_model=sub_model,
+                api_base=api_base,
+                price=price,
+                sandbox=sandbox,
                 react_max_iters=react_max_iters,
                 rlm_max_iterations=rlm_max_iterations,
                 rlm_max_llm_calls=rlm_max_llm_calls,
@@ -153,28 +133,24 @@ app.command(name="run-react-chat", help="The same as code-chat.")(code_chat)
 
 @app.command(name="serve-api")
 def serve_api(
-    bundle: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A compiled program. [default: the agent]")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Off loopback, tokens are needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 for a free one.")] = 8000,
-    tokens: Tokens = None,
-    root: Roots = None,
+    bundle: shared.Bundle = None,
+    host: shared.Host = "127.0.0.1",
+    port: shared.Port = 8000,
+    tokens: shared.Tokens = None,
+    root: shared.Roots = None,
     state: Annotated[Path, typer.Option(metavar="DIR", help="Where chats are kept.")] = Path(
         ".fleet-rlm", "serving"
     ),
-    volume_name: Annotated[
-        str | None, typer.Option(help="Volume for the memory tools, one for each identity.")
-    ] = None,
+    volume_name: shared.VolumeName = None,
     model: options.Model = None,
     sub_model: options.SubModel = None,
     api_base: options.ApiBase = None,
     price: options.Price = None,
     sandbox: options.Sandbox = None,
-    react_max_iters: ReactMaxIters = None,
-    rlm_max_iterations: RlmMaxIterations = None,
-    rlm_max_llm_calls: RlmMaxLlmCalls = None,
-    timeout: Timeout = 900.0,
+    react_max_iters: shared.ReactMaxIters = None,
+    rlm_max_iterations: shared.RlmMaxIterations = None,
+    rlm_max_llm_calls: shared.RlmMaxLlmCalls = None,
+    timeout: shared.Timeout = shared.TIMEOUT_S,
     concurrency: Annotated[
         int, typer.Option("-j", "--concurrency", min=1, help="Turns at once; beyond: 429.")
     ] = 64,
@@ -195,19 +171,16 @@ def serve_api(
 ) -> int:
     """Serve a program over HTTP until stopped: chat, WebSocket, OpenAI-compatible, metrics."""
     from fleet_rlm.cli.serve_api import ServeApi, serve_api_command
-    from fleet_rlm.serving.engine import AgentLimits
 
     return serve_api_command(
         ServeApi(
-            bundle=bundle,
-            flags={
-                "model": model,
-                "sub_model": sub_model,
-                "api_base": api_base,
-                "sandbox": sandbox,
-            },
-            price=price,
-            limits=AgentLimits(
+            engine=EngineOptions(
+                bundle=bundle,
+                model=model,
+                sub_model=sub_model,
+                api_base=api_base,
+                price=price,
+                sandbox=sandbox,
                 react_max_iters=react_max_iters,
                 rlm_max_iterations=rlm_max_iterations,
                 rlm_max_llm_calls=rlm_max_llm_calls,
@@ -233,31 +206,34 @@ def serve_api(
 @app.command(name="serve-mcp")
 def serve_mcp(
     transport: Annotated[str, typer.Option(help="stdio or streamable-http.")] = "stdio",
-    bundle: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A compiled program. [default: the agent]")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Off loopback, tokens are needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 for a free one.")] = 8001,
-    tokens: Tokens = None,
-    root: Roots = None,
+    bundle: shared.Bundle = None,
+    host: shared.Host = "127.0.0.1",
+    port: shared.Port = 8001,
+    tokens: shared.Tokens = None,
+    root: shared.Roots = None,
     model: options.Model = None,
     sub_model: options.SubModel = None,
+    api_base: options.ApiBase = None,
+    price: options.Price = None,
     sandbox: options.Sandbox = None,
-    react_max_iters: ReactMaxIters = None,
-    rlm_max_iterations: RlmMaxIterations = None,
-    rlm_max_llm_calls: RlmMaxLlmCalls = None,
-    timeout: Timeout = 900.0,
+    react_max_iters: shared.ReactMaxIters = None,
+    rlm_max_iterations: shared.RlmMaxIterations = None,
+    rlm_max_llm_calls: shared.RlmMaxLlmCalls = None,
+    timeout: shared.Timeout = shared.TIMEOUT_S,
 ) -> int:
     """Serve the agent to an MCP client: chat, analyse, summarise, score."""
     from fleet_rlm.cli.serve_mcp import ServeMcp, serve_mcp_command
-    from fleet_rlm.serving.engine import AgentLimits
 
     return serve_mcp_command(
         ServeMcp(
             transport=transport,
-            bundle=bundle,
-            flags={"model": model, "sub_model": sub_model, "sandbox": sandbox},
-            limits=AgentLimits(
+            engine=EngineOptions(
+                bundle=bundle,
+                model=model,
+                sub_model=sub_model,
+                api_base=api_base,
+                price=price,
+                sandbox=sandbox,
                 react_max_iters=react_max_iters,
                 rlm_max_iterations=rlm_max_iterations,
                 rlm_max_llm_calls=rlm_max_llm_calls,

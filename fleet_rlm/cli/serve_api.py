@@ -11,11 +11,9 @@ from typing import Any
 
 import typer
 
-from fleet_rlm.config import resolve
+from fleet_rlm.cli.engine import EngineOptions
 from fleet_rlm.errors import Exit
-from fleet_rlm.project import project_dir
 from fleet_rlm.serving.app import Service
-from fleet_rlm.serving.engine import AgentLimits, Engine
 from fleet_rlm.serving.identity import read_tokens
 from fleet_rlm.serving.server import log_to_stderr, serve
 from fleet_rlm.serving.settings import ServerSettings
@@ -25,10 +23,7 @@ from fleet_rlm.serving.settings import ServerSettings
 class ServeApi:
     """The command line, as given."""
 
-    bundle: str | None
-    flags: Mapping[str, Any]
-    price: str | None
-    limits: AgentLimits
+    engine: EngineOptions
     tokens: Path | None
     server: Mapping[str, Any]
     """Settings of the server, by their names."""
@@ -43,13 +38,10 @@ def serve_api_command(request: ServeApi) -> int:
     """
     settings = ServerSettings(
         tokens=read_tokens(request.tokens, os.environ),
-        timeout_s=request.limits.timeout_s,
+        timeout_s=request.engine.timeout_s,
         **request.server,
     )
-    resolved = resolve(request.flags, os.environ, project_dir(Path.cwd()))
-    engine = Engine(
-        request.bundle, resolved, os.environ, price=request.price, limits=request.limits
-    )
+    engine = request.engine.start()
     service = Service(engine, settings)
     log_to_stderr()
 

@@ -13,11 +13,9 @@ from typing import Any
 
 import typer
 
-from fleet_rlm.config import resolve
+from fleet_rlm.cli.engine import EngineOptions
 from fleet_rlm.errors import Exit, UsageError, nearest
-from fleet_rlm.project import project_dir
 from fleet_rlm.serving.app import Service
-from fleet_rlm.serving.engine import AgentLimits, Engine
 from fleet_rlm.serving.identity import read_tokens
 from fleet_rlm.serving.server import log_to_stderr, serve
 from fleet_rlm.serving.settings import ServerSettings
@@ -30,9 +28,7 @@ class ServeMcp:
     """The command line, as given."""
 
     transport: str
-    bundle: str | None
-    flags: Mapping[str, Any]
-    limits: AgentLimits
+    engine: EngineOptions
     tokens: Path | None
     server: Mapping[str, Any]
     """Settings of the server, by their names."""
@@ -46,6 +42,10 @@ def serve_mcp_command(request: ServeMcp) -> int:
         SandboxUnavailable: no isolation holds on this machine.
     """
     if request.transport not in TRANSPORTS:
+        if request.transport == "sse":
+            raise UsageError(
+                "The protocol replaced sse by streamable-http.", fix="--transport streamable-http"
+            )
         raise UsageError(
             f"No transport {request.transport!r}. {nearest(request.transport, TRANSPORTS)}"
         )
@@ -56,17 +56,16 @@ def serve_mcp_command(request: ServeMcp) -> int:
             f"serve-mcp needs the extra of that name ({error}).",
             fix="pip install 'fleet-rlm[mcp]'",
         ) from None
-    resolved = resolve(request.flags, os.environ, project_dir(Path.cwd()))
-    engine = Engine(request.bundle, resolved, os.environ, limits=request.limits)
+    engine = request.engine.start()
     with tempfile.TemporaryDirectory(prefix="fleet-rlm-mcp-") as chats:
         settings = ServerSettings(
             tokens=read_tokens(request.tokens, os.environ),
             state=Path(chats),
-            timeout_s=request.limits.timeout_s,
+            timeout_s=request.engine.timeout_s,
             **request.server,
         )
         service = Service(engine, settings)
-        tools = McpTools(service, request.bundle)
+        tools = McpTools(service, request.engine.bundle)
         log_to_stderr()
         if engine.label:
             print(engine.label, file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from fleet_rlm import __version__
@@ -204,6 +204,10 @@ def _add_status(app: FastAPI, service: Service) -> None:
         policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
         page = render_reference(app.openapi())
         return HTMLResponse(page, headers={"content-security-policy": policy})
+
+    @app.get("/scalar", include_in_schema=False)
+    async def scalar() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @app.get("/sessions/state")
     async def sessions(request: Request) -> bodies.SessionList:

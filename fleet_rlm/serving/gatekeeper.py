@@ -27,7 +27,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+OPEN = frozenset({"/health", "/ready", "/docs", "/scalar", "/openapi.json"})
 """Routes that need no token: they tell nothing about anybody."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
