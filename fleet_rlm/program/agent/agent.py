@@ -40,7 +40,7 @@ from fleet_rlm.program.agent.signatures import (
     SummarizeLongDocument,
 )
 from fleet_rlm.program.agent.state import ChatState
-from fleet_rlm.program.agent.tools import TOOLS, AgentTools, usable_tools
+from fleet_rlm.program.agent.tools import TOOLS, AgentTools, describe_tool, usable_tools
 from fleet_rlm.program.agent.turn import Turn, TurnResult
 from fleet_rlm.program.agent.volume import Volume
 from fleet_rlm.program.agent.workbench import Workbench
@@ -403,7 +403,8 @@ class RLMReActChatAgent(dspy.Module):
     def tools(self) -> dict[str, dspy.Tool]:
         """The tools over the chat's own memory, by name."""
         own = AgentTools(self, self._state, self._bench, self._resolve_factory())
-        return {name: dspy.Tool(getattr(own, name)) for name in TOOLS} | self._extra_tools
+        described = {name: describe_tool(name, getattr(own, name)) for name in TOOLS}
+        return described | self._extra_tools
 
     @property
     def protocol(self) -> str:

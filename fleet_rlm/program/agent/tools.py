@@ -409,6 +409,22 @@ def usable_tools(agent: RLMReActChatAgent) -> dict[str, Callable[..., Any]]:
     return {name: function for name, function in TOOLS.items() if name not in idle}
 
 
+def describe_tool(name: str, function: Callable[..., Any]) -> dspy.Tool:
+    """A built-in tool as DSPy calls it; reading its annotations takes a millisecond, once.
+
+    Args:
+        name: one of `TOOLS`.
+        function: the method of an `AgentTools`.
+    """
+    if name not in _DESCRIBED:
+        described = dspy.Tool(function)
+        _DESCRIBED[name] = described.model_copy(update={"func": TOOLS[name]})  # holds no agent
+    return _DESCRIBED[name].model_copy(update={"func": function})
+
+
+_DESCRIBED: dict[str, dspy.Tool] = {}
+
+
 def list_react_tool_names() -> list[str]:
     """Names of the built-in tools, in the order in which the model is shown them."""
     return list(TOOLS)

@@ -37,6 +37,7 @@ from fleet_rlm.program.agent.prompt import (
 )
 from fleet_rlm.program.agent.roots import Refused
 from fleet_rlm.program.agent.state import ChatState
+from fleet_rlm.program.agent.tools import describe_tool
 from fleet_rlm.program.agent.voice import Voice
 from fleet_rlm.program.events import EVENTS_SETTING
 from fleet_rlm.program.history import DEEPEST
@@ -338,7 +339,7 @@ class Turn:
         if name not in self._tools:
             raise Refused(f"There is no tool {name!r}. {nearest(name, (*self._tools, FINISH))}")
         found = self._tools[name]
-        tool = found if isinstance(found, dspy.Tool) else dspy.Tool(found)
+        tool = found if isinstance(found, dspy.Tool) else describe_tool(name, found)
         if inspect.iscoroutinefunction(tool.func):
             with self._settings():
                 return await tool.acall(**args)
