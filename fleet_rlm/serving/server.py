@@ -17,6 +17,9 @@ from fleet_rlm.serving.app import Service
 from fleet_rlm.serving.gatekeeper import Application
 
 MOST_CONNECTIONS = 4_096
+KEEP_ALIVE_S = 75
+"""How long a connection without a request is kept: longer than clients (5 s) and proxies (60 s)
+keep theirs, or a request is lost now and then on a connection that is just being closed."""
 
 
 def serve(service: Service, application: Application, ready: Callable[[str], None]) -> None:
@@ -43,6 +46,7 @@ def serve(service: Service, application: Application, ready: Callable[[str], Non
         server_header=False,
         proxy_headers=False,
         limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=10,
