@@ -17,7 +17,8 @@ Bundle = Annotated[
     typer.Option(metavar="PATH|models:/NAME@ALIAS", help="A compiled program. [default: agent]"),
 ]
 VolumeName = Annotated[
-    str | None, typer.Option(help="Volume for the memory tools, one for each identity.")
+    str | None,
+    typer.Option(help="Volume for the memory tools; on a server, one for each identity."),
 ]
 ReactMaxIters = Annotated[int | None, typer.Option(min=1, help="Steps of one turn. [default: 10]")]
 RlmMaxIterations = Annotated[
