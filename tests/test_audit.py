@@ -122,11 +122,15 @@ def test_a_leak_into_the_sandbox_is_found():
 
     def leaky() -> Draft:
         draft = planned.write()
-        return replace(draft, blocks=[*draft.blocks, leaks._marker(planned.id)])
+        marker = leaks._marker(planned.id)
+        asked = [replace(q, query=f"{q.query} ({marker}?)") for q in draft.questions]
+        return replace(draft, blocks=[*draft.blocks, marker], questions=tuple(asked))
 
     found = leaks.search_leaks([replace(planned, write=leaky)], bench())
     assert found.prompts
-    assert any("sandbox" in leak for leak in found.leaks)
+    assert found.traces == 1
+    places = {leak.rpartition(": ")[2] for leak in found.leaks}
+    assert places == {"prompt", "sandbox", "trajectory", "trace"}
 
 
 def test_the_command_exits_1_on_a_failure(capsys, monkeypatch):

@@ -456,6 +456,11 @@ def test_list_and_show(project, command):
     assert "quickstart" in command("list").stdout
     shown = command("show", "needle", "-n", "1").stdout
     assert "What is the current access code" in shown
+    streamed = command("show", "needle", "-n", "1", "--out", "contexts").stdout
+    (context,) = (project / "contexts").iterdir()
+    assert f"{context.stat().st_size:,} bytes" in streamed
+    assert shown.rpartition("query")[2] == streamed.rpartition("query")[2]
+    assert streamed.rpartition("gold")[2].split()[0] in context.read_text()
     one_error_line(command("show", "neddle"), 2, "'needle'")
 
 

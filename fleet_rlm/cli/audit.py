@@ -125,5 +125,8 @@ def _search(suite: Suite, project: Path, attempts: int) -> Check:
     told = asdict(found)
     if found.leaks:
         return Check("all", "leaks", False, f"gold reached {found.leaks[0]}")
-    detail = "gold in none of {prompts} prompts, {cells} cells, {chars:,} characters (simulated)"
+    detail = (
+        "gold in none of {prompts} prompts, {cells} cells, {traces} traces, {chars:,} characters"
+        " (simulated)"
+    )
     return Check("all", "leaks", True, detail.format(**told))

@@ -73,11 +73,17 @@ def show(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in `run`.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write the contexts of those samples here, one file each."
+        ),
+    ] = None,
 ) -> int:
     """Show a suite: its tasks, and previews of samples with their questions and gold answers."""
     from fleet_rlm.cli.suites import print_suite
 
-    return print_suite(Path.cwd(), suite, samples, corpus, overrides or [])
+    return print_suite(Path.cwd(), suite, samples, corpus, overrides or [], out)
 
 
 @app.command()

@@ -9,11 +9,12 @@ from typing import Any
 from fleet_rlm.cli.given import open_suite
 from fleet_rlm.cli.listing import print_content
 from fleet_rlm.config import parse_overrides
-from fleet_rlm.errors import Exit
+from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.project import Content, project_dir
 from fleet_rlm.report.tables import print_suites, short_length
 from fleet_rlm.suites.fetched import FetchedTask
-from fleet_rlm.suites.sample import Sample
+from fleet_rlm.suites.plan import PlannedSample
+from fleet_rlm.suites.sample import AnyQuestion, Sample
 from fleet_rlm.suites.suite import Suite, Task, load_suite
 from fleet_rlm.suites.table import CardTable
 
@@ -30,9 +31,17 @@ def print_list(start: Path, *, as_json: bool) -> int:
 
 
 def print_suite(
-    start: Path, name: str, previews: int, corpus: str | None, overrides: list[str]
+    start: Path,
+    name: str,
+    previews: int,
+    corpus: str | None,
+    overrides: list[str],
+    out: Path | None,
 ) -> int:
-    """Print a suite's tasks and the first samples of its plan, gold answers included."""
+    """Print a suite's tasks and the first samples of its plan, gold answers included.
+
+    With `out` the samples' contexts are streamed to files in that folder.
+    """
     suite = open_suite(project_dir(start), name, corpus, parse_overrides(overrides))
     row = _row(suite)
     print(f"{suite.name} (version {suite.version}): {suite.description}")
@@ -48,8 +57,10 @@ def print_suite(
     for planned in suite.plan(limit=previews) if previews > 0 else ():
         if planned.is_sealed:
             print(f"\n{planned.id}  sealed: its texts are opened in a run's memory only")
-        else:
+        elif out is None:
             _print_sample(planned.build())
+        else:
+            _write_sample(planned, out)
     return Exit.OK
 
 
@@ -109,5 +120,21 @@ def _print_sample(sample: Sample) -> None:
     start = " ".join(sample.context[:PREVIEW_CHARS].split())
     print(f"\n{sample.id}  {sample.tokens:,} tokens, {len(sample.context):,} characters")
     print(f"  context  {start}…")
-    print(f"  query    {sample.query}")
-    print(f"  gold     {', '.join(sample.question.gold)}")
+    _print_question(sample.question)
+
+
+def _write_sample(planned: PlannedSample, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"No contexts can be written to {out}: {error.strerror}.") from error
+    target = out / f"{planned.cluster}.txt"
+    question = planned.write_context(target)
+    print(f"\n{planned.id}  {target.stat().st_size:,} bytes")
+    print(f"  context  {target}")
+    _print_question(question)
+
+
+def _print_question(question: AnyQuestion) -> None:
+    print(f"  query    {question.query}")
+    print(f"  gold     {', '.join(question.gold)}")

@@ -2,7 +2,8 @@
 
 Each sample's gold is replaced by a marker that no text can hold. The simulated model then answers
 it with real code in a real sandbox, and whatever went to a model, into the sandbox or into the
-stored trajectory is searched for the marker. Records may hold it only in their answer's score.
+stored trajectory is searched for the marker, and so are the spans that MLflow would get.
+Records may hold it only in their answer's score.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
 
-from fleet_rlm.runner.attempt import Attempt, Bench, Job
+from fleet_rlm.runner.attempt import Attempt, Bench, Job, Outcome
 from fleet_rlm.suites.generators.base import Draft
 from fleet_rlm.suites.plan import PlannedSample, WindowCache
 from fleet_rlm.suites.sample import Question
+from fleet_rlm.tracking.spans import About, answer_span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Search:
 
     prompts: int
     cells: int
+    traces: int
     chars: int
     leaks: tuple[str, ...]
 
@@ -42,7 +45,7 @@ def search_leaks(samples: Sequence[PlannedSample], bench: Bench) -> Search:
     """
     watch = _Watch()
     leaks: list[str] = []
-    chars = 0
+    chars = traces = 0
     for planned in samples:
         marker = _marker(planned.id)
         marked = replace(planned, write=_marking(planned, marker), windows=WindowCache())
@@ -50,9 +53,22 @@ def search_leaks(samples: Sequence[PlannedSample], bench: Bench) -> Search:
         with _watched(watch, bench) as watched:
             outcome = Attempt(Job(marked, 0), watched).run()
         watch.texts.append(("trajectory", json.dumps(outcome.trajectory, default=str)))
+        if outcome.record:
+            traces += 1
+            watch.texts.append(("trace", _trace(outcome)))
         chars += sum(len(text) for _, text in watch.texts)
         leaks += [f"{planned.id}: {where}" for where, text in watch.texts if marker in text]
-    return Search(prompts=watch.prompts, cells=watch.cells, chars=chars, leaks=tuple(leaks))
+    return Search(
+        prompts=watch.prompts, cells=watch.cells, traces=traces, chars=chars, leaks=tuple(leaks)
+    )
+
+
+def _trace(outcome: Outcome) -> str:
+    """Every span that a mirror of this answer has, in full."""
+    assert outcome.record is not None
+    about = About(suite="audit", program="rlm", models={})
+    span = answer_span(about, outcome.record.to_json(), outcome.trajectory or {})
+    return json.dumps(asdict(span), default=str)
 
 
 def _marker(name: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +19,13 @@ from fleet_rlm.suites.suite import load_suite
 from fleet_rlm.suites.tokens import TOKENIZER, count_tokens
 
 EVALS = Path(__file__).parents[2] / "evals"
-LENGTH = 1_000_000
+LENGTH = 10_000_000
 ANSWERS = 2_000
 REPEATS = 3
 
 
 def tables() -> list[Table]:
-    return [_writing(), _scoring()]
+    return [_writing(), _memory(), _scoring()]
 
 
 def _writing() -> Table:
@@ -63,7 +66,52 @@ def _writing() -> Table:
             f" tiktoken's `encode_ordinary` with {TOKENIZER}."
         ),
         columns=SLOWER,
-        rows=[slower("aggregate 1M tokens", *written), slower("count_tokens 1M", *counted)],
+        rows=[slower("aggregate 10M tokens", *written), slower("count_tokens 10M", *counted)],
+    )
+
+
+_PEAK = """
+import json, sys
+from pathlib import Path
+from fleet_rlm.suites.suite import load_suite
+
+def peak():
+    # Not ru_maxrss: a process that was just started has that of its parent.
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+def plan(length):
+    suite = load_suite(Path(sys.argv[1]))
+    return suite.override({"lengths": length, "windows": 1}).plan()[0]
+
+plan(8000).build()
+sample, before = plan(int(sys.argv[2])), peak()
+if sys.argv[3] == "build":
+    size = len(sample.build().context)
+else:
+    sample.write_context(Path(sys.argv[4]))
+    size = Path(sys.argv[4]).stat().st_size
+print(json.dumps([size, peak() - before]))
+"""
+
+
+def _memory() -> Table:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, how in (("10M tokens in memory", "build"), ("10M tokens to a file", "write")):
+            given = [str(EVALS / "aggregate.toml"), str(LENGTH), how, f"{folder}/context.txt"]
+            done = subprocess.run(
+                [sys.executable, "-c", _PEAK, *given], capture_output=True, text=True, check=True
+            )
+            size, grown = json.loads(done.stdout)
+            rows.append([case, f"{size / 1e6:.1f}", f"{grown / 1e6:.1f}", f"{grown / size:.2f}x"])
+    return Table(
+        title="Memory",
+        about=(
+            "By how much the peak of a process grows that writes one context of `aggregate` and"
+            " has written a short one before; in MB, and as a multiple of the text."
+        ),
+        columns=("case", "text MB", "peak MB", "ratio"),
+        rows=rows,
     )
 
 

@@ -3,6 +3,7 @@
 After the code repository questions of LongBench v2 (THUDM/LongBench, data Apache-2.0), with answers
 that are computed instead of annotated. Wrong options come from the same file. The tree is the
 running interpreter's standard library unless another is named, so a window's id holds its digest.
+The installed packages, beside it, are enough for 10M tokens and more.
 """
 
 from __future__ import annotations
@@ -54,25 +55,28 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 class CodeqaParams(Params):
     tree: str = ""
-    """Folder of Python files; the standard library when empty."""
+    """Folder of Python files; the standard library when empty, with all packages if `installed`."""
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
-        if not Path(self.folder).is_dir():
+        if not all(Path(folder).is_dir() for folder in self.folders):
             raise PydanticCustomError("tree", f"no folder {self.tree}")
         return self
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"tree": read_tree(self.folder).digest}
+        return super().identity() | {"tree": read_tree(self.folders).digest}
 
     @property
-    def folder(self) -> str:
-        """The tree's folder."""
-        return str(Path(self.tree).expanduser()) if self.tree else sysconfig.get_path("stdlib")
+    def folders(self) -> tuple[str, ...]:
+        """Where the tree's files are."""
+        if self.tree not in ("", "installed"):
+            return (str(Path(self.tree).expanduser()),)
+        names = ("stdlib", "purelib", "platlib") if self.tree else ("stdlib",)
+        return tuple(dict.fromkeys(sysconfig.get_path(name) for name in names))
 
 
 class Tree(NamedTuple):
-    """The Python files of a folder that can be read, by their paths inside it."""
+    """The Python files of folders that can be read, by their paths inside them."""
 
     files: dict[str, str]
     digest: str
@@ -101,7 +105,7 @@ class Codeqa:
         return 8000
 
     def draft(self, order: Order, params: CodeqaParams) -> Draft:
-        tree = read_tree(params.folder)
+        tree = read_tree(params.folders)
         for attempt in range(20):
             shown, tokens = _shown(order, f"files {attempt}", params, tree)
             texts = [HEAD.format(path=path) + text for path, text in shown.items()]
@@ -120,15 +124,15 @@ class Codeqa:
 
 
 @lru_cache(maxsize=4)
-def read_tree(folder: str) -> Tree:
-    """All Python files below `folder`, installed packages and hidden folders left out."""
-    root = Path(folder)
+def read_tree(folders: tuple[str, ...]) -> Tree:
+    """All Python files below `folders`; what is hidden, or installed below one of them, left out.
+
+    Of files with one path inside two folders the first counts.
+    """
     files: dict[str, str] = {}
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        skipped = {"site-packages", "dist-packages", "__pycache__"}
-        if skipped.intersection(inside.parts) or any(p.startswith(".") for p in inside.parts):
+    for path, inside in _python_files(folders):
+        if inside.as_posix() in files:
             continue
         try:
             text = path.read_text(encoding="utf-8")
@@ -139,6 +143,15 @@ def read_tree(folder: str) -> Tree:
             files[name] = text.rstrip("\n") + "\n\n"
             digest.update(f"{name}\0{text}\0".encode())
     return Tree(files, digest.hexdigest())
+
+
+def _python_files(folders: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
+    skipped = {"site-packages", "dist-packages", "__pycache__"}
+    for root in map(Path, folders):
+        for path in sorted(root.rglob("*.py")):
+            inside = path.relative_to(root)
+            if skipped.isdisjoint(inside.parts) and not any(p[0] == "." for p in inside.parts):
+                yield path, inside
 
 
 def _shown(
@@ -171,7 +184,10 @@ def _shown(
             shown[name] = text
             left -= count_tokens(HEAD.format(path=name) + text)
     if left > (1 - FILL) * order.length:
-        raise DataError(f"{params.folder} fills {order.length - left} of {order.length} tokens")
+        raise DataError(
+            f"{params.folders[0]} fills {order.length - left} of {order.length} tokens",
+            fix="--set params.tree=installed, or a larger tree of your own",
+        )
     return shown, order.length - left
 
 
