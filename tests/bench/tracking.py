@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from measure import Cost, Table, measure, span, times
+from measure import Table, measure, span, times
 
 CONTEXT_CHARS = 2_000_000
 TURNS = 8
@@ -83,23 +83,23 @@ def _runs(template: Path) -> Table:
     for _ in range(REPEATS):
         sampled.append(_run(template, "sampled"))
         off.append(_run(template, "none"))
-    ours, base = (_median([cost.wall_s for cost in costs]) for costs in (sampled, off))
-    row = [
-        f"C={IN_FLIGHT} N={SAMPLES}",
-        span(ours),
-        span(base),
-        f"{100 * (ours / base - 1):+.1f} %",
-    ]
+    rows = []
+    for place, part in enumerate(("the run", "the whole command")):
+        ours, base = (_median([found[place] for found in costs]) for costs in (sampled, off))
+        more = f"{100 * (ours / base - 1):+.1f} %"
+        rows.append([f"C={IN_FLIGHT} N={SAMPLES}, {part}", span(ours), span(base), more])
     return Table(
         title="A run with sampled traces",
         about=f"fleet-eval run needle, {SAMPLES} samples, {IN_FLIGHT} in flight, mirrored to an"
-        f" embedded store: the whole command, median of {REPEATS} in turn.",
+        f" embedded store, median of {REPEATS} in turn: its own wall_s, and the command from start"
+        " to end, which waits for the mirror.",
         columns=("case", "--trace sampled", "--trace none", "more"),
-        rows=[row],
+        rows=rows,
     )
 
 
-def _run(template: Path, trace: str) -> Cost:
+def _run(template: Path, trace: str) -> tuple[float, float]:
+    """Seconds of the run, and of the command."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(template, Path(folder) / "mlflow.db")
         command = [sys.executable, "-m", "fleet_rlm.cli.eval", "run", "needle", "--out", "run"]
@@ -110,7 +110,9 @@ def _run(template: Path, trace: str) -> Cost:
         def work() -> None:
             subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
 
-        return measure(work)
+        whole = measure(work).wall_s
+        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+        return summary["wall_s"], whole
 
 
 @contextmanager
