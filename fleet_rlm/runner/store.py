@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import gzip
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -282,6 +283,26 @@ def read_columns(path: Path, fields: Sequence[str] = COLUMNS) -> dict[str, list[
     Raises:
         UsageError: a line cannot be read; it is named by its number.
     """
+    with _without_collection():
+        last = _read_rows(path, fields)
+    names = (*fields, *SUMMED)
+    columns = zip(*last.values(), strict=True) if last else ((),) * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    # Records have no cycles: looking for some takes a third of the time of reading them.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read_rows(path: Path, fields: Sequence[str]) -> dict[tuple[str, int], tuple[Any, ...]]:
     last: dict[tuple[str, int], tuple[Any, ...]] = {}
     for number, line in enumerate(_whole_lines(path), 1):
         try:
@@ -291,9 +312,7 @@ def read_columns(path: Path, fields: Sequence[str] = COLUMNS) -> dict[str, list[
             last[row["sample"], row["epoch"]] = (*map(row.get, fields), *spent)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{path}:{number} is no record: {one_line(str(error), 120)}") from None
-    names = (*fields, *SUMMED)
-    columns = zip(*last.values(), strict=True) if last else ((),) * len(names)
-    return {name: list(column) for name, column in zip(names, columns, strict=True)}
+    return last
 
 
 _USAGE = itemgetter(*SUMMED)
