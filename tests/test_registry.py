@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bundles import rewrite
+from served import make_engine
 
 import fleet_rlm
 from fleet_rlm import RLM
@@ -63,6 +64,9 @@ def test_a_bundle_is_registered_once_aliased_and_read_back(
 
     loaded = fleet_rlm.load("models:/mine@champion")
     assert loaded.generate_action.signature.instructions == "Read it twice."
+    served = make_engine("models:/mine@champion").describe()
+    manifest = json.loads((second / "manifest.json").read_text())
+    assert served["bundle"]["digest"] == manifest["bundle"]
     before = fleet_rlm.load("models:/mine/1").generate_action.signature.instructions
     assert before in {prompt.template for prompt in texts} - {"Read it twice."}
     with pytest.raises(UsageError, match="No registered bundle 'models:/mine@nobody'"):
