@@ -101,7 +101,7 @@ def _plan(found: Found) -> Table:
         rows=[
             [
                 f"{pace:g}/s, {live:,}",
-                span(max(SAMPLES / pace, SAMPLES * LIFE_S / live)),
+                _long(max(SAMPLES / pace, SAMPLES * LIFE_S / live)),
                 f"{SAMPLES * LIFE_S / 3600:.0f}",
                 f"${usd:.2f}",
                 span(cpu_s),
@@ -109,6 +109,10 @@ def _plan(found: Found) -> Table:
             for pace, live in PLANS
         ],
     )
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _measure(latency: dict[str, float], pace: float) -> Found:
