@@ -35,13 +35,13 @@ class Rows:
 
     labels: tuple[str, ...]
     users: tuple[int, ...]
-    label: NDArray[np.intp]
+    label: NDArray[np.int32]
     """Shape (n,): index into `labels` of each line."""
 
-    user: NDArray[np.intp]
+    user: NDArray[np.int32]
     """Shape (n,): index into `users`."""
 
-    day: NDArray[np.intp]
+    day: NDArray[np.int32]
     """Shape (n,): day since the first of January 2021, of 28 a month."""
 
     pieces: tuple[Picked, ...]
@@ -95,17 +95,19 @@ def make_rows(
     luck = doubles(rng, len(cells.label) * (bank.width + 1)).reshape(-1, bank.width + 1)
     if days is None:
         days = (luck[:, -1] * DAYS).astype(np.intp)
+    # Half of numpy's own width: these arrays live as long as the text is written.
+    label, user, day = (some.astype(np.int32) for some in (*cells, days))
     dates, ids = _dates(), texts([f"{user} || Instance:" for user in users])
     head = HEADER.format(n=len(cells.label), labels=", ".join(sorted(labels))) + "\n\n"
     return Rows(
         labels=tuple(labels),
         users=tuple(users),
-        label=cells.label,
-        user=cells.user,
-        day=days,
+        label=label,
+        user=user,
+        day=day,
         pieces=(
-            Picked(dates, days.astype(np.int32)),
-            Picked(ids, cells.user.astype(np.int32)),
+            Picked(dates, day),
+            Picked(ids, user),
             *bank.pick(labels, cells.label, luck),
         ),
         head=head,
