@@ -1,5 +1,6 @@
 """The joint study: races that are fair, caps that hold, kills and outages that change nothing."""
 
+import hashlib
 import io
 import json
 import os
@@ -101,6 +102,15 @@ def test_a_study_finds_what_costs_less_and_scores_alike(calm):
         json.loads(p.read_text())["usage"]["usd"] for p in calm.folder.rglob("summary.json")
     )
     assert _spent(calm.folder) == pytest.approx(booked, rel=1e-6)
+
+
+def test_the_sealed_test_is_named_by_count_and_digest(calm):
+    seal = json.loads((calm.folder / "sealed.json").read_text())
+    lines = (calm.folder / "baseline" / "records.jsonl").read_text().splitlines()
+    ids = sorted({json.loads(line)["sample"] for line in lines})
+    assert seal["opened"]
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    assert seal["test"] == {"samples": len(ids), "sha256": digest}
 
 
 def test_kills_change_nothing_and_nothing_finished_is_paid_twice(calm, tmp_path):

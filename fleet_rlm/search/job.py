@@ -435,6 +435,7 @@ class _Session:
             content = {
                 "winner": found.winner,
                 "opened": opened,
+                "test": self.job.split.seal,
                 "ended": found.ended,
                 "compile": self.purse.usage.to_json(),
             }

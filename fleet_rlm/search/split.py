@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,6 +19,13 @@ class Split(NamedTuple):
     """In an order whose every beginning is spread over tasks, lengths and contexts."""
 
     test: list[PlannedSample]
+
+    @property
+    def seal(self) -> dict[str, int | str]:
+        """What is published of the test: how many samples, and sha256 of their sorted ids, one a
+        line."""
+        ids = "\n".join(sorted(sample.id for sample in self.test))
+        return {"samples": len(self.test), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
 
 
 def split(
