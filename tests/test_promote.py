@@ -68,6 +68,8 @@ def test_diff_says_what_each_change_bought(ask):
     assert (change["baseline"], change["trial"]) == ("sim", "sim-mini")
     assert change["usd"] < 0
     assert sum(change["n"]) == 7
+    low, high = change["usd_interval"]
+    assert low < change["usd"] < high
     assert "sub_model" in ask("diff", "small--sim").out
     assert "nothing differs" in ask("diff", "small--sim", "0").out
     with pytest.raises(UsageError, match="No trial 70"):

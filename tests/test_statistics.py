@@ -24,6 +24,7 @@ from fleet_rlm.statistics.paired import (
     sign_flip_p,
 )
 from fleet_rlm.statistics.repeated import pass_at_k, pass_hat_k, repeated
+from fleet_rlm.statistics.unpaired import difference_interval
 
 SCORES = np.array([1, 1, 0, 1, 0, 0, 0, 0, 1, 1], float)
 CLUSTERS = list("aaabbbccdd")
@@ -275,3 +276,11 @@ def test_repeated_attempts_count_samples_that_have_them():
     assert repeated(np.array([1, 1]), np.array([1, 0]), ["a", "b"]) == []
     alone = repeated(np.array([4]), np.array([2]), ["a"])
     assert [(row.k, row.any_ci) for row in alone] == [(2, None), (4, None)]
+
+
+def test_groups_without_common_samples():
+    # equal variances of equal groups are Student's case: 4 degrees of freedom, t = 2.7764
+    low, high = difference_interval([1, 2, 3], [3, 4, 5])
+    assert (low, high) == pytest.approx((2 - 2.2670, 2 + 2.2670), abs=1e-4)
+    assert difference_interval([1], [3, 4, 5]) is None
+    assert difference_interval([1, 1], [2, 2]) is None

@@ -87,8 +87,8 @@ def render_diff(found: Json) -> str:
             name,
             str(change["baseline"]),
             str(change["trial"]),
-            "-" if change["score"] is None else f"{change['score']:+.3f}",
-            "-" if change["usd"] is None else f"{change['usd']:+.5f}",
+            _bought(change, "score", "+.3f"),
+            _bought(change, "usd", "+.5f"),
             "/".join(map(str, change["n"])),
         ]
         for name, change in found["changes"].items()
@@ -98,7 +98,8 @@ def render_diff(found: Json) -> str:
     parts.append(Grid(heads, rows, words=words).to_text())
     parts.append(
         "score, $: mean over all trials with the trial's choice less mean over those with the"
-        " baseline's; trials: how many there are of each."
+        " baseline's, and its 95 % interval as if trials had been drawn at random: a hint where to"
+        " look, while the sealed test is the evidence. trials: how many there are of each."
     )
     parts += ["\n".join([name, *lines]) for name, lines in found["instructions"].items()]
     parts += [
@@ -108,6 +109,16 @@ def render_diff(found: Json) -> str:
         for name, ds in found["demos"].items()
     ]
     return "\n\n".join(parts)
+
+
+def _bought(change: Json, value: str, form: str) -> str:
+    if change[value] is None:
+        return "-"
+    shown = format(change[value], form)
+    if change[f"{value}_interval"] is None:
+        return f"{shown} (no interval)"
+    low, high = (format(end, form) for end in change[f"{value}_interval"])
+    return f"{shown} ({low} to {high})"
 
 
 def render_result(result: Json, verdict: str, label: str | None) -> str:

@@ -14,6 +14,7 @@ import orjson
 
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.runner.store import read_json
+from fleet_rlm.statistics.unpaired import difference_interval
 
 TRIALS = "trials.json"
 Row = Mapping[str, Any]
@@ -136,8 +137,10 @@ def diff(job: StoredJob, number: int | None) -> dict[str, Any]:
     Returns:
         `trial`; `changes`: for each dimension that differs its `baseline` and `trial` values, and
         `score` and `usd`: mean over trials with the trial's choice less mean over those with the
-        baseline's, and how many there are of either (`n`); `instructions`: predictor -> lines of a
-        unified diff; `demos`: predictor -> what the trial shows.
+        baseline's, None where either is empty; `score_interval` and `usd_interval`: 95 % of them
+        (`statistics.unpaired`), as if trials had been drawn at random; `n`: how many trials there
+        are of either; `instructions`: predictor -> lines of a unified diff; `demos`: predictor ->
+        what the trial shows.
 
     Raises:
         UsageError: no such trial.
@@ -177,9 +180,9 @@ def _effect(rows: Sequence[Row], name: str, before: Any, after: Any) -> dict[str
     sides = [[row for row in scored if row["params"][name] == v] for v in (before, after)]
     found: dict[str, Any] = {"baseline": before, "trial": after, "n": list(map(len, sides))}
     for value in ("score", "usd"):
-        means = [fmean(row[value] for row in side) if side else None for side in sides]
-        known = means[0] is not None and means[1] is not None
-        found[value] = means[1] - means[0] if known else None  # type: ignore[operator]
+        less, more = ([row[value] for row in side] for side in sides)
+        found[value] = fmean(more) - fmean(less) if less and more else None
+        found[f"{value}_interval"] = difference_interval(less, more)
     return found
 
 
