@@ -502,7 +502,7 @@ def test_a_wrong_manifest_is_refused_in_one_line(project, change, words):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({**ROWS[0], "want": None}, "row 2: gold answer 'None' is no text"),
+        ({**ROWS[0], "want": None}, r"row 2: gold answer 'None' is no text .* \(column want\)"),
         ({**ROWS[0], "want": [["x"]]}, "unreadable|row 2: gold answer|reading"),
         ({**ROWS[0], "text": ""}, "row 2: role 'context': '' is no text"),
     ],

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from fleet_rlm.errors import UsageError
 from fleet_rlm.suites.adapters import Item
 from fleet_rlm.suites.hub import head_revision, read_rows
-from fleet_rlm.suites.manifest import Manifest, SourceTable, TextsTable
+from fleet_rlm.suites.manifest import Manifest, SourceTable, TextsTable, flat
 from fleet_rlm.suites.seal import Seal
 from fleet_rlm.suites.shelf import (
     Lock,
@@ -246,7 +246,7 @@ class _Reader:
         named = {"id": file.columns["id"]} if "id" in file.columns else {}
         rows = self._rows(file.source, named | file.gold, file.filter, self._revision)
         for count, row in enumerate(rows, 1):
-            with self._row(count - 1):
+            with self._row(count - 1, flat(file.gold)):
                 answers = self._manifest.adapter.gold(row)
                 if count > len(ids) or (
                     "id" in row and not ids[count - 1].endswith(str(row["id"]))
@@ -278,14 +278,16 @@ class _Reader:
             yield opened
 
     @contextmanager
-    def _row(self, n: int) -> Iterator[None]:
+    def _row(self, n: int, columns: Sequence[str] = ()) -> Iterator[None]:
+        """Say which row cannot be read, and from which columns where they are few."""
         try:
             yield
         except (ValueError, KeyError, TypeError, IndexError) as error:
             # Of a sealed dataset nothing that was opened may stand in a message.
             what = type(error).__name__ if self._manifest.sealed else str(error)
+            where = f" (column {', '.join(columns)})" if columns else ""
             raise UsageError(
-                f"{self._manifest.path}: row {n}: {what}",
+                f"{self._manifest.path}: row {n}: {what}{where}",
                 fix="correct the columns in the manifest, or the row",
             ) from None
 

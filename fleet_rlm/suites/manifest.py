@@ -209,7 +209,9 @@ def load_manifest(path: Path, project: Path) -> Manifest:
     except UnicodeDecodeError as error:
         raise UsageError(f"Manifest {path} is not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
+        raise UsageError(
+            f"{path}: not valid TOML: {error}", fix="correct the file there"
+        ) from error
     for table in (raw.get("source"), (raw.get("texts") or {}).get("source")):
         _listed(table)
     try:

@@ -252,7 +252,9 @@ def parse_suite(text: str, origin: str, project: Path | None = None) -> Suite:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{origin}: not valid TOML: {error}") from error
+        raise UsageError(
+            f"{origin}: not valid TOML: {error}", fix="correct the file there"
+        ) from error
     return _resolve(raw, origin, project)
 
 
