@@ -70,7 +70,8 @@ def test_a_cache_is_refused(project, monkeypatch):  # noqa: F811
 def test_a_preview_says_that_it_is_sealed(project, capsys):  # noqa: F811
     lay_browsecomp(project)
     (project / "evals" / "sealed.toml").write_text(SUITE)
-    assert print_suite(project, "sealed", 2, None, []) == 0
+    assert print_suite(project, "sealed", 2, None, [], project / "texts") == 0
+    assert not (project / "texts").exists()
     shown = capsys.readouterr().out
     assert "sealed: its texts are opened in a run's memory only" in shown
     assert "Zwickau" not in shown
