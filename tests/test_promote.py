@@ -98,7 +98,7 @@ def test_promotion_needs_evidence_or_a_reason_that_is_kept(ask, project):
 def test_a_rollback_swaps_champion_and_previous(ask, project):
     home = project / "bundles" / "small"
     ask("promote", "small--sim", "--no-mlflow", "--force", "a drill")
-    with pytest.raises(UsageError, match="no earlier champion"):
+    with pytest.raises(UsageError, match=r"no earlier champion to go back to\.( Try|$)"):
         ask("rollback", "small", "--no-mlflow")
     first = (home / "champion").readlink()
     (home / "older").mkdir()

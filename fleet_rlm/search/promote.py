@@ -186,8 +186,9 @@ def rollback(bundles_dir: Path, recipe: str) -> Path:
     now, before = _pointed(home / CHAMPION), _pointed(home / PREVIOUS)
     if now is None or before is None:
         known = sorted(path.parent.name for path in bundles_dir.glob(f"*/{PREVIOUS}"))
+        others = f" {nearest(recipe, known)}" if known else ""
         raise UsageError(
-            f"{home} has no earlier {CHAMPION} to go back to. {nearest(recipe, known)}",
+            f"{home} has no earlier {CHAMPION} to go back to.{others}",
             fix="fleet-optimize promote JOB",
         )
     _point(home / CHAMPION, before)
