@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
@@ -164,6 +165,7 @@ def parse_turn(text: str) -> tuple[int, int]:
     return (numbers[0], numbers[1]) if len(numbers) == 2 else (1, 1)
 
 
+@lru_cache(maxsize=256)
 def parse_contract(objective: str, shown: str = "") -> Contract:
     """The tools and limits an action prompt names.
 

@@ -110,7 +110,7 @@ def _label(line: str, options: tuple[str, ...], error: float, seed: int) -> str:
     label = label_of(line)
     if label not in options:
         return "other" if "other" in options else pick(options, seed, "guess", line)
-    if draw(seed, "label", line) >= error:
+    if not error or draw(seed, "label", line) >= error:
         return label
     others = [option for option in options if option != label] or list(options)
     return pick(others, seed, "mislabel", line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 
@@ -244,17 +245,14 @@ def elicit(objective: str, shown: str, sample: str, seed: int) -> Skills:
         sample: from `sample_key`; never the prompt.
         seed: of the model.
     """
-    is_harmed = bool(HARM.search(objective))
+    chances, lines = _brought_out(objective, shown)
     abilities = frozenset(
-        ability.name
-        for ability in ABILITIES
-        if draw(seed, "ability", ability.name, sample)
-        < _probability(ability, objective, shown, is_harmed=is_harmed)
+        name for name, chance in chances if draw(seed, "ability", name, sample) < chance
     )
     bug = (0.06 if shown else BUG) + (0.0 if "explore" in abilities else 0.20)
     return Skills(
         abilities=abilities,
-        lines=_lines_wanted(objective, shown) if "chunk" in abilities else CARELESS_LINES,
+        lines=lines if "chunk" in abilities else CARELESS_LINES,
         is_buggy=draw(seed, "bug", sample) < bug,
         is_sloppy=draw(seed, "sloppy", sample) < SLOPPY,
     )
@@ -280,6 +278,20 @@ def reading_skill(tokens: float) -> float:
     Context rot: .98 at 2k tokens, .87 at 8k, .64 at 16k, .31 at 32k, .03 at 128k.
     """
     return 0.99 / (1 + (tokens / 21_500) ** 2)
+
+
+@lru_cache(maxsize=256)
+def _brought_out(objective: str, shown: str) -> tuple[tuple[tuple[str, float], ...], int]:
+    """The probability of each ability, and lines per sub-query, under a prompt.
+
+    Remembered, because all samples of a run share their prompt.
+    """
+    is_harmed = bool(HARM.search(objective))
+    chances = tuple(
+        (ability.name, _probability(ability, objective, shown, is_harmed=is_harmed))
+        for ability in ABILITIES
+    )
+    return chances, _lines_wanted(objective, shown)
 
 
 def _probability(ability: Ability, objective: str, shown: str, *, is_harmed: bool) -> float:
