@@ -40,6 +40,7 @@ def test_a_project_is_written_that_runs(questions, project, command):
         "optimize/our-questions.toml",
     }
     assert "6 questions on 6 contexts" in done.stdout
+    assert "compare runs/direct runs/rlm" in done.stdout
     workflow = yaml.safe_load(Path(".github/workflows/gate.yml").read_text())
     steps = "\n".join(step.get("run", "") for step in workflow["jobs"]["gate"]["steps"])
     assert "fleet-eval run our-questions" in steps

@@ -517,16 +517,18 @@ def test_steps_that_were_paid_for_stay_with_a_sample_that_failed(project, run):
     assert len(json.loads(gzip.decompress(data))["steps"]) == 2
 
 
-def test_the_next_command_runs_the_baseline_on_the_same_samples(project, run):
+def test_the_next_command_runs_the_baseline_on_the_same_samples_and_then_compares(project, run):
     done = run("needle", *SMALL, "--limit", "2", "--set", "settings.max_iters=9")
     (shown,) = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if "next " in line]
     words = shlex.split(shown)
     assert words[:3] == ["fleet-eval", "run", "needle"]
     assert "settings.max_iters=9" not in words
     ids = [{record["sample"] for record in records(only_run(project))}]
-    run(*words[2:], "--out", "baseline")
-    ids.append({record["sample"] for record in records(project / "baseline")})
+    first = only_run(project).name
+    done = run(*words[2:], "--out", "runs/baseline")
+    ids.append({record["sample"] for record in records(project / "runs" / "baseline")})
     assert ids[0] == ids[1]
+    assert f"next      fleet-eval compare runs/baseline runs/{first}" in done.stdout
 
 
 def test_a_run_of_routing_says_which_tools_were_right(command):

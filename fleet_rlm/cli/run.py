@@ -35,6 +35,9 @@ REPEATED = (
 )  # fmt: skip
 """Parts of a request that make the run what it is; the rest says how to show it."""
 
+NEARBY = 20
+"""Runs beside one that are looked at for something to compare it with."""
+
 BOUNDARIES = ("provider", "sandbox", "program", "scorer", "data")
 
 
@@ -281,8 +284,24 @@ def _show(prepared: Prepared, finished: Finished) -> None:
     if finished.interrupted or finished.budget:
         console.print(f"next      fleet-eval resume {shown}", markup=False, soft_wrap=True)
         return
-    console.print(f"next      {_other_arm(request)}", markup=False, soft_wrap=True)
+    following = _comparison(finished.folder, summary) or _other_arm(request)
+    console.print(f"next      {following}", markup=False, soft_wrap=True)
     console.print("          fleet-eval view", markup=False)
+
+
+def _comparison(folder: Path, summary: Mapping[str, Any]) -> str | None:
+    """The command that holds a run against the last one beside it of another program, if any."""
+    found = {path.resolve().parent for path in folder.parent.glob("*/run.json")}  # not `latest`
+    for beside in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:NEARBY]:
+        if not (beside / "summary.json").exists():
+            continue
+        other = json.loads((beside / "summary.json").read_text(encoding="utf-8"))
+        if other["suite"] == summary["suite"] and other["program"] != summary["program"]:
+            pair = [str(relative(beside)), str(relative(folder))]
+            # the RLM is what is to be shown, everything else its baseline
+            pair = pair[::-1] if other["program"] == "rlm" else pair
+            return shlex.join(["fleet-eval", "compare", *pair])
+    return None
 
 
 def _other_arm(request: RunRequest) -> str:

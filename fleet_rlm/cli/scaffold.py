@@ -37,7 +37,7 @@ name = "{name}"
 description = "{rows} questions of our own"
 
 [[tasks]]
-name = "all"
+name = "questions"
 dataset = "{name}"
 rule = "qa"
 """
@@ -195,12 +195,13 @@ def _say_next(name: str, lock: Lock, written: list[str]) -> None:
     print(f"{lock.rows:,} questions on {lock.contexts:,} contexts, {lock.tokens:,} tokens")
     print("\n".join(f"  {place}" for place in written))
     steps = [
-        (f"fleet-eval run {name} --limit 6", "score a program"),
-        (f"fleet-eval run {name} --limit 6 --program direct", "and a baseline"),
-        ("fleet-eval compare runs/A runs/B", "sample by sample"),
+        (f"fleet-eval show {name}", "see samples as a program will"),
+        (f"fleet-eval run {name} --out runs/rlm", "score a program"),
+        (f"fleet-eval run {name} --program direct --out runs/direct", "and a baseline"),
+        ("fleet-eval compare runs/direct runs/rlm", "sample by sample"),
     ]
     if lock.contexts >= FEWEST_CONTEXTS:
-        steps.append((f"fleet-optimize run {name}", "compile it, with evidence"))
+        steps.append((f"fleet-optimize run {name}", "compile it; says how to serve it"))
     else:
         print(f"no recipe: a compilation needs at least {FEWEST_CONTEXTS} contexts")
     print("next")
