@@ -235,7 +235,15 @@ def test_an_arm_is_not_held_against_what_it_learns_from(project, command):
     )
     recipe = RECIPE.partition("[overrides]")[0].replace('suite = "needle"\n', mine)
     (folder / "thrift.toml").write_text(recipe)
-    refused = command("experiment", "run", "which", "--no-mlflow", "--display", "none")
+    words = ("experiment", "run", "which", "--no-mlflow", "--display", "none")
+    refused = command(*words)
     assert refused.returncode == 2
     assert "would be held against" in refused.stderr
+    # A part of the bank alone makes no other contexts of the same draw.
+    write(project, COMPILED.replace('"needle"', '"aggregate"'))
+    same = RECIPE.replace('"needle"', '"aggregate"').replace("windows", "seed = 5\nwindows")
+    (folder / "thrift.toml").write_text(same)
+    refused = command(*words)
+    assert refused.returncode == 2
+    assert "would be held against 1 contexts" in refused.stderr
     assert not list(project.rglob("records.jsonl"))

@@ -1,6 +1,7 @@
 """`fleet-optimize`: a recipe compiled for real, compared on a sealed test, resumed for nothing."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -13,8 +14,8 @@ from fleet_rlm.project import find_content
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.search.job import prepare, run_job
 from fleet_rlm.search.recipe import Recipe, load_recipe
-from fleet_rlm.search.split import split
-from fleet_rlm.suites.suite import load_suite
+from fleet_rlm.search.split import split, split_suite
+from fleet_rlm.suites.suite import load_suite, parse_suite
 
 SMALL = {
     "name": "small",
@@ -61,6 +62,85 @@ def test_too_few_samples_for_a_split_is_one_line(plan):
         split(plan, train=60, validation=6, test=60, seed=0)
 
 
+BANKS = """
+[suite]
+name = "banks"
+[[tasks]]
+name = "own"
+generator = "aggregate"
+lengths = [1000]
+windows = 6
+[tasks.params]
+bank = "BANK"
+labels = 3
+[[tasks]]
+name = "kept"
+generator = "aggregate"
+lengths = [1000]
+windows = 3
+[tasks.params]
+bank_part = "train"
+[[tasks]]
+name = "lines"
+generator = "aggregate"
+lengths = [1000]
+windows = 6
+[[tasks]]
+name = "pairs"
+generator = "pairs"
+lengths = [3000]
+windows = 6
+[tasks.params]
+users = 10
+[[tasks]]
+name = "batch"
+generator = "routing"
+lengths = [4300]
+windows = 6
+[tasks.params]
+route = "batch"
+users = 6
+[[tasks]]
+name = "needle"
+generator = "needle"
+lengths = [1000]
+windows = 6
+"""
+
+
+def own_bank(path, texts):
+    rows = [f"text {n} of sort {sort},{sort * 2}" for sort in "abc" for n in range(texts)]
+    path.write_text("\n".join(["text,label", *rows]))
+    return parse_suite(BANKS.replace("BANK", str(path)), "banks.toml")
+
+
+def test_no_line_of_a_bank_is_on_two_sides_of_a_split(tmp_path):
+    suite = own_bank(tmp_path / "bank.csv", 30)
+    found = split_suite(suite, train=11, validation=11, test=11, seed=1)
+    ids = {sample.id for sample in suite.plan()}
+    lines = []
+    for part in found:
+        texts = {}
+        for sample in part:
+            context = sample.build().context
+            texts.setdefault(sample.task, set()).update(re.findall("Instance: (.+)", context))
+            # Only what draws on a part of a bank has other samples than the suite's own run.
+            assert (sample.id in ids) == (sample.task in ("needle", "kept"))
+        assert {"own", "lines", "pairs", "batch"} <= set(texts)
+        assert all(texts[task] for task in set(texts) - {"needle"})
+        lines.append(set().union(*(texts[task] for task in set(texts) - {"kept"})))
+    train, validation, test = lines
+    assert not (train | validation) & test
+    assert not train & validation
+
+
+def test_a_bank_too_small_for_three_parts_is_one_line(tmp_path):
+    suite = own_bank(tmp_path / "bank.csv", 12)
+    with pytest.raises(UsageError, match=r"bank\.csv: .* 0 labels .* 'validation' part") as caught:
+        split_suite(suite, train=8, validation=8, test=8, seed=1)
+    assert caught.value.fix == "write 25 texts or more for each label"
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -102,6 +182,14 @@ def test_a_job_compiles_compares_and_resumes_for_nothing(tmp_path, monkeypatch):
     assert all(len(str(dict(demo))) < 20_000 for demo in program.generate_action.demos)
     manifest = json.loads((first.bundle / "manifest.json").read_text())
     assert manifest["evidence"]["after"]["n"] == 12
+    parts = {}
+    for path in (tmp_path / "job").rglob("run.json"):
+        tasks = json.loads(path.read_text())["suite"]["tasks"]
+        side = path.relative_to(tmp_path / "job").parts[0]
+        parts[side] = [task["params"].get("bank_part") for task in tasks]
+    assert parts["train"] == [None, None, "train"]
+    assert parts["trials"] == [None, None, "validation"]
+    assert parts["baseline"] == [None, None, "test"]
     files = {p: p.read_bytes() for p in (tmp_path / "job").rglob("records.jsonl")}
     assert run().to_json() == first.to_json()
     assert all(path.read_bytes() == before for path, before in files.items())

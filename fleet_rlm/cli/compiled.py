@@ -137,7 +137,9 @@ def check_apart(cell: Cell, job: Compilation) -> None:
     overrides = sort_overrides(parse_overrides(cell.overrides))["suite"]
     suite = open_suite(project_dir(Path.cwd()), cell.suite.suite, None, overrides)
     learned = {sample.cluster for part in job.split[:2] for sample in part}
-    if shared := learned & {sample.cluster for sample in suite.plan()}:
+    # Contexts that differ in their part of a bank alone ask the same of other lines.
+    alike = (suite, suite.part("train"), suite.part("validation"))
+    if shared := learned & {sample.cluster for one in alike for sample in one.plan()}:
         raise UsageError(
             f"Arm {cell.arm.name!r} would be held against {len(shared)} contexts that it learns"
             f" from: another seed draws the same from {cell.suite.title!r}.",

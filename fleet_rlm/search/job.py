@@ -49,7 +49,7 @@ from fleet_rlm.search.policy import Noise, selection_noise
 from fleet_rlm.search.recipe import SUB_MODEL, Recipe
 from fleet_rlm.search.space import check_space, make_space
 from fleet_rlm.search.spending import JobPurse
-from fleet_rlm.search.split import Split, split
+from fleet_rlm.search.split import Split, split_suite
 from fleet_rlm.search.stored import TRIALS
 from fleet_rlm.search.study import Study, StudyResult, TrialResult, hints
 from fleet_rlm.search.writer import Writer
@@ -200,8 +200,8 @@ def prepare(
         limits=Limits(),
         judge=_judge(recipe, resolved, {"root": root.name, "sub": sub.name}),
     )
-    parts = split(
-        suite.plan(),
+    parts = split_suite(
+        suite,
         train=recipe.train if recipe.learns else 0,
         validation=recipe.validation,
         test=recipe.test,
@@ -298,7 +298,7 @@ class _Session:
         program = job.arm.make_program()
         self.lab = Lab(
             folder=job.folder,
-            suite=job.suite,
+            suite=job.suite.part("validation"),
             arm=job.arm,
             models=job.models,
             candidates=as_it_is(program),
@@ -343,7 +343,8 @@ class _Session:
         if job.recipe.learns:
             writer = Writer(job.proposer, self.lab.whole, job.folder / "written.jsonl", self.say)
             spent = partial(getattr, self.purse, "usage")
-            learning = Learning(self.lab, job.recipe, job.split.train, writer, spent, self.say)
+            lab = replace(self.lab, suite=job.suite.part("train"))
+            learning = Learning(lab, job.recipe, job.split.train, writer, spent, self.say)
             found = self._without_leaks(learning.candidates())
         write_candidates(path, found, job.identity())
         return found
@@ -447,7 +448,8 @@ class _Session:
         self.purse.held = Caps()
         # A study that a cap ended has stopped what shared its flag; the test starts afresh.
         stop = StopFlag()
-        self.lab = replace(self.lab, whole=replace(self.lab.whole, stop=stop))
+        whole = replace(self.lab.whole, stop=stop)
+        self.lab = replace(self.lab, whole=whole, suite=job.suite.part("test"))
         with stop_on_signals(stop, self.say):
             arms = {"baseline": job.arm, "winner": self.lab.arm_of(chosen.params)}
             summaries = {}

@@ -52,6 +52,8 @@ class Lab:
 
     folder: Path
     suite: Suite
+    """That the samples are of: a job's, with its banks' part for them."""
+
     arm: Arm
     """The baseline."""
 

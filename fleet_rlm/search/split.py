@@ -1,18 +1,23 @@
-"""Train, validation and sealed test of a job: whole contexts, never one on two sides."""
+"""Train, validation and sealed test of a job: no context, and no line of a bank, on two sides."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from fleet_rlm.errors import UsageError
+from fleet_rlm.suites.generators.bank import BankPart
 from fleet_rlm.suites.plan import PlannedSample
+from fleet_rlm.suites.suite import Suite
 
 
 class Split(NamedTuple):
-    """Three sets of samples without a context in common."""
+    """Three sets of samples without a context in common.
+
+    Their names are those of the parts of a bank.
+    """
 
     train: list[PlannedSample]
     validation: list[PlannedSample]
@@ -26,6 +31,25 @@ class Split(NamedTuple):
         line."""
         ids = "\n".join(sorted(sample.id for sample in self.test))
         return {"samples": len(self.test), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
+
+
+def split_suite(suite: Suite, *, train: int, validation: int, test: int, seed: int) -> Split:
+    """As `split` of the suite's plan; the lines of each set are of its own part of each bank.
+
+    Raises:
+        UsageError: as `split`; a bank has too few texts for three parts.
+    """
+    plan = suite.plan()
+    drawn = split(plan, train=train, validation=validation, test=test, seed=seed)
+    parts = (suite.part(cast("BankPart", name)) for name in Split._fields)
+    return Split(*(_redrawn(plan, *pair) for pair in zip(parts, drawn, strict=True)))
+
+
+def _redrawn(
+    plan: Sequence[PlannedSample], part: Suite, samples: list[PlannedSample]
+) -> list[PlannedSample]:
+    twins = {old.id: new for old, new in zip(plan, part.plan(), strict=True)}
+    return [twins[sample.id] for sample in samples]
 
 
 def split(

@@ -14,6 +14,7 @@ from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.suites.corpus import Corpus
 from fleet_rlm.suites.fetched import FetchedTask, resolve_fetched
 from fleet_rlm.suites.generators import GENERATORS
+from fleet_rlm.suites.generators.bank import BankPart
 from fleet_rlm.suites.generators.base import Generator, Params
 from fleet_rlm.suites.passages import Source
 from fleet_rlm.suites.plan import PlannedSample, WindowCache, limited, only_named, plan_task
@@ -162,6 +163,22 @@ class Suite:
                 table[name] = value
             suite = _resolve(raw, f"{self.origin} with {key}={value!r}", self.project)
         return replace(suite, origin=self.origin, corpus=self.corpus)
+
+    def part(self, part: BankPart) -> Suite:
+        """This suite with the lines of its banks drawn from one part of them.
+
+        Its plan has the samples of this suite's in the same order. A task whose `bank_part` is set
+        already keeps it, and one without a bank its samples and their ids.
+
+        Raises:
+            UsageError: a bank has too few texts for that.
+        """
+        whole = [
+            task.name
+            for task in self.tasks
+            if isinstance(task, Task) and getattr(task.params, "bank_part", "") == "all"
+        ]
+        return self.override({f"tasks.{name}.params.bank_part": part for name in whole})
 
     def with_corpus(self, corpus: Corpus) -> Suite:
         """This suite with its lines planted in `corpus` instead of the built-in prose.

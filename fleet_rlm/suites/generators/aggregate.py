@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from fleet_rlm.errors import DataError
 from fleet_rlm.lexicon import SUBJECTS
-from fleet_rlm.suites.generators.bank import Bank, BankPart, open_bank
+from fleet_rlm.suites.generators.bank import Bank, BankPart, open_bank, too_few
 from fleet_rlm.suites.generators.base import FILL, Draft, Order, Params
 from fleet_rlm.suites.generators.counting import OUTCOMES, Asker, Kind
 from fleet_rlm.suites.generators.recount import recount
@@ -48,13 +48,14 @@ class AggregateParams(Params):
     """File of labelled texts: CSV or JSONL with `text` and `label`; empty for built-in lines."""
 
     bank_part: BankPart = "all"
-    """Which part of the bank: lines of different parts share no instance."""
+    """Which part of the bank: lines of different parts share no instance. A job gives its train,
+    validation and test a part each where this is "all"."""
 
     @model_validator(mode="after")
     def _has_labels(self) -> Self:
-        found = len(open_bank(self.bank, self.bank_part).labels)
+        found = len(self.opened.labels)
         if self.labels > found:
-            raise PydanticCustomError("bank", f"the bank has {found} labels only")
+            raise PydanticCustomError("bank", too_few(found, self.bank_part, self.labels))
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ _WORD = re.compile(r"[a-z]+")
 _LEAST_ITEMS = 5
 
 BankPart = Literal["all", "train", "validation", "test"]
-_SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
+_SHARES = {"all": (0.0, 1.0), "train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
 class Texts(NamedTuple):
@@ -202,6 +202,14 @@ def open_bank(path: str, part: str) -> Bank:
     return _file_bank(path, hashlib.sha256(data).hexdigest(), part)
 
 
+def too_few(found: int, part: str, wanted: int) -> str:
+    """What to say of a bank that has `found` of the `wanted` labels."""
+    return (
+        f"the bank has {found} labels with {_LEAST_ITEMS} or more texts in its {part!r} part,"
+        f" {wanted} are needed"
+    )
+
+
 @cache
 def _lexicon_bank(part: str) -> LexiconBank:
     return LexiconBank(part)
@@ -229,9 +237,10 @@ def _file_bank(path: str, digest: str, part: str) -> FileBank:
     }
     kept = {label: list(lines) for label, lines in sure.items() if len(lines) >= _LEAST_ITEMS}
     if len(kept) < 3:
+        start, stop = _SHARES[part]
         raise UsageError(
-            f"Bank {path} has {len(kept)} labels with {_LEAST_ITEMS} or more texts in its"
-            f" {part!r} part; at least 3 are needed"
+            f"Bank {path}: {too_few(len(kept), part, 3)}.",
+            fix=f"write {round(_LEAST_ITEMS / (stop - start))} texts or more for each label",
         )
     return FileBank(kept, f"{digest}-{part}")
 
@@ -275,7 +284,5 @@ def _json_lines(path: str, text: str) -> Iterator[Mapping[str, object]]:
 
 def _slice(items: tuple[str, ...] | list[str], part: str) -> tuple[str, ...]:
     """The items of `part`; parts share none, and none is empty from five items on."""
-    if part == "all":
-        return tuple(items)
     start, stop = (round(share * len(items)) for share in _SHARES[part])
     return tuple(items[start:stop])

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fleet_rlm.errors import DataError
-from fleet_rlm.suites.generators.bank import Bank, BankPart, open_bank
+from fleet_rlm.suites.generators.bank import Bank, BankPart, open_bank, too_few
 from fleet_rlm.suites.generators.base import FILL, Draft, Order, Params
 from fleet_rlm.suites.generators.rows import (
     DAYS,
@@ -116,7 +116,7 @@ class PairsParams(Params):
     def _has_labels(self) -> Self:
         found = len(self.opened.labels)
         if found < _LABELS:
-            raise PydanticCustomError("bank", f"the bank has {found} of {_LABELS} labels only")
+            raise PydanticCustomError("bank", too_few(found, self.bank_part, _LABELS))
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pydantic import Field
 from fleet_rlm.errors import DataError
 from fleet_rlm.lexicon import SUBJECTS
 from fleet_rlm.scoring.routing import Route
-from fleet_rlm.suites.generators.bank import open_bank
+from fleet_rlm.suites.generators.bank import BankPart, open_bank
 from fleet_rlm.suites.generators.base import FILL, Draft, Order, Params, spread
 from fleet_rlm.suites.generators.counting import COUNT
 from fleet_rlm.suites.generators.rows import Cells, Rows, make_rows, read_rows
@@ -50,6 +50,9 @@ class RoutingParams(Params):
     users: int = Field(default=10, ge=6, le=100)
     """How many users write, about equally much."""
 
+    bank_part: BankPart = "all"
+    """As of `aggregate`."""
+
 
 class Routing:
     """Writes `routing` windows."""
@@ -76,7 +79,7 @@ class Routing:
         raise DataError(f"routing found no clear-cut question on {order.length} tokens")
 
     def solve(self, params: RoutingParams, context: str, query: str) -> tuple[str, ...]:
-        rows = read_rows(context, open_bank("", "all"))
+        rows = read_rows(context, open_bank("", params.bank_part))
         user = "".join(re.findall(r"user (\d+)", query))
         if params.route == "python":
             return (str(sum(row.user == user for row in rows)),)
@@ -116,7 +119,8 @@ def _draw(order: Order, rng: Random, params: RoutingParams, count: int) -> Rows:
     if params.route == "one":  # a guest, who writes once
         ids.append(next(i for i in rng.sample(range(10_000, 100_000), 200) if i not in ids))
         user[_place(order, count)] = params.users
-    return make_rows(rng, open_bank("", "all"), labels, ids, Cells(label, user))
+    bank = open_bank("", params.bank_part)
+    return make_rows(rng, bank, labels, ids, Cells(label, user))
 
 
 def _place(order: Order, count: int) -> int:
