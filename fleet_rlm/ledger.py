@@ -53,6 +53,7 @@ class Usage:
 
     @property
     def tokens(self) -> int:
+        """Input and output together."""
         return self.input_tokens + self.output_tokens
 
     def to_json(self) -> dict[str, float]:

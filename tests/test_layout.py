@@ -1,14 +1,19 @@
 """The shape of the checkout: rooms, start-up, content folders, and what no file may hold."""
 
 import ast
+import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+import fleet_rlm
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fleet_rlm"
@@ -27,7 +32,16 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+# Bases whose methods, if they have any, say nothing of ours.
+DESCRIBE_NOTHING = {"ABC", "BaseModel", "Generic", "NamedTuple", "Protocol", "StrEnum", "TypedDict"}
+
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def room_of(path: Path) -> str:
@@ -36,7 +50,7 @@ def room_of(path: Path) -> str:
 
 def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
     """(line, room) of every import of ours, those inside functions included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -141,7 +155,107 @@ def test_every_module_says_what_it_owns():
         str(path.relative_to(ROOT))
         for folder in (PACKAGE, ROOT / "tests")
         for path in folder.rglob("*.py")
-        if not ast.get_docstring(ast.parse(path.read_text()))
+        if not ast.get_docstring(tree_of(path))
+    ]
+    assert not silent
+
+
+def definitions(body, owner=None):
+    """(class or None, definition) of each class, function and method."""
+    for node in body:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            yield owner, node
+        if isinstance(node, ast.ClassDef):
+            yield from definitions(node.body, node)
+
+
+@cache
+def defined():
+    return {path: list(definitions(tree_of(path).body)) for path in MODULES}
+
+
+def base_names(owner):
+    return {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in owner.bases}
+
+
+def described_methods(owner):
+    return {node.name for node in owner.body if isinstance(node, FUNCTIONS) if text_of(node)}
+
+
+def text_of(node):
+    return ast.get_docstring(node) or ""
+
+
+def test_everything_public_is_described_where_it_is_declared():
+    """A method that overrides or implements another is described there: in a base class of ours or
+    of a library, or in a protocol."""
+    classes = {}
+    for found in defined().values():
+        for _, node in found:
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(node)
+    protocols = [of for same in classes.values() for of in same if "Protocol" in base_names(of)]
+    promised = set().union(*map(described_methods, protocols))
+
+    def is_inherited(owner, name):
+        return any(
+            base not in classes
+            or any(name in described_methods(of) or is_inherited(of, name) for of in classes[base])
+            for base in base_names(owner) - DESCRIBE_NOTHING
+        )
+
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path, found in defined().items()
+        for owner, node in found
+        if not text_of(node)
+        and not node.name.startswith("_")
+        and not (owner and owner.name.startswith("_"))
+        and not (owner and (node.name in promised or is_inherited(owner, node.name)))
+    ]
+    assert not silent
+
+
+def test_no_docstring_describes_an_argument_that_is_not_taken():
+    stale = []
+    for path, found in defined().items():
+        for _, node in found:
+            _, section, listed = text_of(node).partition("Args:\n")
+            if section and isinstance(node, FUNCTIONS):
+                names = re.findall(r"^    (\w+(?:, \w+)*):", re.split(r"\n(?=\w)", listed)[0], re.M)
+                given = node.args
+                taken = (
+                    *given.posonlyargs,
+                    *given.args,
+                    *given.kwonlyargs,
+                    given.vararg,
+                    given.kwarg,
+                )
+                unknown = set(", ".join(names).split(", ")) - {one.arg for one in taken if one}
+                stale += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in unknown]
+    assert not stale
+
+
+def exported_callables():
+    """(name, function, the text that describes it) of what `fleet_rlm` exports."""
+    for name in fleet_rlm.__all__:
+        found = getattr(fleet_rlm, name)
+        if inspect.isfunction(found):
+            yield name, found, inspect.getdoc(found)
+        elif inspect.isclass(found):
+            if inspect.isfunction(vars(found).get("__init__")):
+                yield name, found.__init__, inspect.getdoc(found)
+            for method, function in vars(found).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    yield f"{name}.{method}", function, inspect.getdoc(function)
+
+
+def test_exported_names_describe_every_argument():
+    silent = [
+        f"{name}: {argument}"
+        for name, function, text in exported_callables()
+        for argument in inspect.signature(function).parameters
+        if argument != "self" and not re.search(rf"\b{argument}\b", text or "")
     ]
     assert not silent
 

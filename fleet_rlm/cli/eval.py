@@ -32,6 +32,7 @@ trace, rescore, view, sync, conformance, calibrate. Details: fleet-eval COMMAND 
 
 @app.callback(invoke_without_command=True)
 def home(context: typer.Context) -> None:
+    """What the command can do, in order of use, when it is called alone."""
     if context.invoked_subcommand is None:
         typer.echo(HOME, nl=False)
 

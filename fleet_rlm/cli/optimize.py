@@ -36,6 +36,7 @@ Unregistered = Annotated[
 
 @app.callback(invoke_without_command=True)
 def home(context: typer.Context) -> None:
+    """What the command can do, in order of use, when it is called alone."""
     if context.invoked_subcommand is None:
         typer.echo(HOME, nl=False)
 

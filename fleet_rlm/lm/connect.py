@@ -96,11 +96,15 @@ def specify(
         name: "sim", "sim-mini", or provider/name as DSPy writes it; "openai/sim" is the simulated
             model behind a server, see `fleet-rlm sim-server`.
         env: where the provider's own key variable is looked up.
+        api_base: address of the service; None for the provider's own.
         api_key: the key that goes with `api_base` or the provider; None to use the provider's
             variable.
         price: overrides the price list.
+        max_tokens: longest reply, in tokens; None for the provider's own limit.
+        temperature: of the sampling; None for the provider's default.
         timeout_s: longest wait for one reply.
         cache: whether dspy's cache may answer.
+        seed: of the simulated model; others take none.
         allow_unpriced: take a model without a price, whose dollars are then unknown and booked
             as 0.
 

@@ -17,8 +17,11 @@ from fleet_rlm.lm.transport import Transport
 class Engine(Protocol):
     """The synchronous side of a custom DSPy engine."""
 
-    def complete(self, request: Request) -> Response: ...
-    def stream(self, request: Request) -> Iterator[Any]: ...
+    def complete(self, request: Request) -> Response:
+        """The whole reply; blocks until it is there."""
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """The reply in DSPy's parts, as they arrive."""
 
 
 def reach(

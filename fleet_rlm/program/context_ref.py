@@ -58,15 +58,23 @@ class ContextRef(dspy.SandboxSerializable):
         return text
 
     def sandbox_setup(self) -> str:
+        """Code to run before the assignment: none is needed for a text."""
         return ""
 
     def to_sandbox(self) -> bytes:
+        """The text in UTF-8: what the sandbox is sent.
+
+        Raises:
+            DataError: see `read`.
+        """
         return self.read().encode()
 
     def sandbox_assignment(self, var_name: str, data_expr: str) -> str:
+        """Code that gives the variable `var_name` the text, which `data_expr` evaluates to."""
         return f"{var_name} = {data_expr}"
 
     def rlm_preview(self, max_chars: int = 500) -> str:
+        """The preview, shortened to `max_chars` characters."""
         return shorten(self.preview, max_chars)
 
     def __repr__(self) -> str:

@@ -161,7 +161,12 @@ class RLM(dspy.RLM):
     async def aforward(
         self, *, interpreter_factory: InterpreterFactory | None = None, **inputs: Any
     ) -> dspy.Prediction:
-        """`forward` in a worker thread: running sandbox code on the event loop would block it."""
+        """`forward` in a worker thread: running sandbox code on the event loop would block it.
+
+        Args:
+            interpreter_factory: as of `forward`.
+            inputs: as of `forward`.
+        """
         prediction: dspy.Prediction = await dspy.asyncify(self._start)(interpreter_factory, inputs)
         return prediction
 
@@ -197,7 +202,12 @@ class RLM(dspy.RLM):
     def action_signature(
         self, factory: InterpreterFactory, *, recursive: bool
     ) -> type[dspy.Signature]:
-        """The learned guidance followed by the protocol."""
+        """The learned guidance followed by the protocol.
+
+        Args:
+            factory: of the sandbox, whose rules are shown.
+            recursive: whether children may be asked.
+        """
         learned = self.generate_action.signature
         parts = [learned.instructions, self.render_protocol(factory, recursive=recursive)]
         return with_text(learned, "\n\n".join(part for part in parts if part))

@@ -61,6 +61,7 @@ class Route(NamedTuple):
 
     @property
     def reason(self) -> str:
+        """One sentence for a trajectory."""
         return f"Route {self.name}: {self.tokens:,} tokens, read directly up to {self.limit:,}."
 
 

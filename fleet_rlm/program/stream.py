@@ -111,7 +111,12 @@ def stream(program: dspy.Module, **inputs: Any) -> Iterator[Event]:
 
 
 async def astream(program: dspy.Module, **inputs: Any) -> AsyncIterator[Event]:
-    """`stream` for an event loop, which is never blocked."""
+    """`stream` for an event loop, which is never blocked.
+
+    Args:
+        program: any `dspy.Module`.
+        inputs: what it is called with.
+    """
     running = _Stream(program, inputs)
     try:
         sequence = 0

@@ -61,6 +61,7 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> Key:
+        """What its record is stored under."""
         return Key(self.planned.id, self.epoch)
 
 

@@ -41,6 +41,7 @@ class SuiteTable(_Table):
 
     @property
     def title(self) -> str:
+        """What reports call it."""
         return self.name or Path(self.suite).stem
 
 

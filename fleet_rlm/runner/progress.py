@@ -46,6 +46,7 @@ class Tally:
         self._started = clock()
 
     def start(self, total: int, settled: Sequence[Record]) -> None:
+        """Count what is done already; the clock runs from here."""
         self.total = total
         self._started = self._clock()
         for record in settled:
@@ -55,6 +56,7 @@ class Tally:
         self._purse = purse
 
     def add(self, record: Record, in_flight: int) -> None:
+        """Count one more record; `in_flight` samples are being answered then."""
         self.fresh += 1
         self.in_flight = in_flight
         self._count(record)
@@ -70,6 +72,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
+        """Since the start."""
         return self._clock() - self._started
 
     @property

@@ -108,9 +108,11 @@ class Record:
 
     @property
     def key(self) -> Key:
+        """What it settles: sample and epoch."""
         return Key(self.sample, self.epoch)
 
     def to_json(self) -> dict[str, Any]:
+        """One line of `records.jsonl`; `from_json` reads it back."""
         return {"schema": SCHEMA, **{name: getattr(self, name) for name in FIELDS}} | {
             "error": asdict(self.error) if self.error else None
         }

@@ -41,6 +41,7 @@ class Recursion:
     """Tokens of output that came back to the root's own prompt."""
 
     def to_json(self) -> dict[str, int]:
+        """By field."""
         return asdict(self)
 
 

@@ -56,19 +56,27 @@ class Plan:
 
     @property
     def keys(self) -> list[Key]:
+        """Every sample in every epoch, in the order in which they are started."""
         return [Key(sample.id, epoch) for epoch in range(self.epochs) for sample in self.samples]
 
 
 class Progress(Protocol):
     """Watches a run; called from the thread that runs it."""
 
-    def started(self, total: int, settled: Sequence[Record]) -> None: ...
+    def started(self, total: int, settled: Sequence[Record]) -> None:
+        """The run begins: `total` samples and epochs, of which `settled` have their record."""
+
     def watch(self, purse: RunPurse) -> None:
         """Show what is spent of the caps and what is in flight, from the purse's board."""
 
-    def recorded(self, record: Record, in_flight: int) -> None: ...
-    def say(self, message: str) -> None: ...
-    def ended(self) -> None: ...
+    def recorded(self, record: Record, in_flight: int) -> None:
+        """One more record is stored; `in_flight` samples are being answered."""
+
+    def say(self, message: str) -> None:
+        """Show a line that must not be missed."""
+
+    def ended(self) -> None:
+        """The run is over, however it ended; called once, and last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

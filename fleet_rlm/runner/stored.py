@@ -56,6 +56,9 @@ class Run:
 def open_run(path: Path | str) -> Run:
     """Open a stored run; of one that was killed, the summary is made from its records.
 
+    Args:
+        path: the run's folder.
+
     Raises:
         UsageError: the folder is not a run, or a file of it cannot be read.
     """

@@ -423,6 +423,7 @@ class Member:
             resource.prlimit(self.pid, resource.RLIMIT_AS, (soft, hard))
 
     def signal(self, number: int) -> None:
+        """Send the worker a signal, if it still lives."""
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

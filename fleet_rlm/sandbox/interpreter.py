@@ -171,7 +171,13 @@ class LocalInterpreter:
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def invoke_tool(self, tool_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a tool on the host, in a thread of its own; coroutines are awaited."""
+        """Run a tool on the host, in a thread of its own; coroutines are awaited.
+
+        Args:
+            tool_name: a key of `tools`.
+            args: by position, as the sandbox sent them: plain data.
+            kwargs: by name.
+        """
         result = self.tools[tool_name](*args, **kwargs)
         return asyncio.run(_wait_for(result)) if inspect.isawaitable(result) else result
 

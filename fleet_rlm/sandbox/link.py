@@ -123,10 +123,17 @@ class Channel(Protocol):
         fds: Sequence[int] = (),
         *,
         timeout_s: float | None = None,
-    ) -> None: ...
-    def receive(self, timeout_s: float | None = None) -> driver.Frame | None: ...
-    def hang_up(self) -> None: ...
-    def close(self) -> None: ...
+    ) -> None:
+        """Send one frame."""
+
+    def receive(self, timeout_s: float | None = None) -> driver.Frame | None:
+        """The next frame, None when the time is over."""
+
+    def hang_up(self) -> None:
+        """End the stream in both directions."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class Opened(NamedTuple):

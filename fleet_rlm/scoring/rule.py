@@ -12,15 +12,24 @@ class Asked(Protocol):
     """What a rule reads of a question; `fleet_rlm.suites.sample.Question` is one."""
 
     @property
-    def query(self) -> str: ...
+    def query(self) -> str:
+        """What is asked."""
+
     @property
-    def gold(self) -> tuple[str, ...]: ...
+    def gold(self) -> tuple[str, ...]:
+        """One value, or all values of a set."""
+
     @property
-    def answer_type(self) -> str: ...
+    def answer_type(self) -> str:
+        """How an answer is read, see `fleet_rlm.suites.sample.AnswerType`."""
+
     @property
-    def options(self) -> tuple[str, ...]: ...
+    def options(self) -> tuple[str, ...]:
+        """Answers that need no context; () when there are none."""
+
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Which question of the task this is; "" when it has one only."""
 
 
 class Rule(NamedTuple):

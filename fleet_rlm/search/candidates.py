@@ -41,6 +41,7 @@ class Candidates:
 
     @property
     def predictors(self) -> tuple[str, ...]:
+        """Names, as `named_predictors` gives them."""
         return tuple(self.instructions)
 
     def only(self, names: Collection[str]) -> Candidates:
@@ -106,6 +107,7 @@ class Candidates:
         return clean, left_out
 
     def to_json(self) -> dict[str, Any]:
+        """The content of a job's `candidates.json`."""
         return {
             "instructions": {
                 name: [asdict(found) for found in texts]
@@ -118,6 +120,7 @@ class Candidates:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Candidates:
+        """Read back what `to_json` wrote."""
         return cls(
             instructions={
                 name: tuple(Instruction(**text) for text in texts)

@@ -110,9 +110,11 @@ class JobResult:
 
     @property
     def compile_usd(self) -> float:
+        """US dollars of the job without its sealed test."""
         return self.usage["compile_usd"]
 
     def to_json(self) -> dict[str, Any]:
+        """What `fleet-optimize run --json` prints."""
         scores = {"baseline": self.baseline["score"], "winner": self.winner["score"]}
         return {
             "job": self.folder.name,

@@ -32,6 +32,7 @@ class Measured:
 
     @property
     def failed_share(self) -> float:
+        """Of the samples tried, those without a score: 0 to 1."""
         return self.failed / max(1, self.failed + len(self.score))
 
 

@@ -56,6 +56,7 @@ class JobPlan:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """By field, with calls and dollars of all stages."""
         return asdict(self) | {
             "calls": sum(stage.calls for stage in self.stages),
             "usd": sum(stage.usd for stage in self.stages),

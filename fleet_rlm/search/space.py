@@ -28,6 +28,7 @@ class Space:
 
     @property
     def baseline(self) -> Params:
+        """The point of the program as it is."""
         return {name: choices[0] for name, choices in self.choices.items()}
 
     @property

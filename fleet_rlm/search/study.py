@@ -88,6 +88,7 @@ class StudyResult:
     """Why: all trials done, the space exhausted, or a cap."""
 
     def trial(self, number: int) -> TrialResult:
+        """The trial of this number, 0 for the baseline's."""
         return self.trials[number]
 
     @property

@@ -68,10 +68,12 @@ class Adapter:
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """Roles that a manifest may give columns to, for the question's file."""
         return (*self.needs, *self.extra, "id", "tags")
 
     @property
     def gold_roles(self) -> tuple[str, ...]:
+        """The same for the file of gold answers."""
         return (*self.gold_needs, *self.gold_extra, "id")
 
 

@@ -121,6 +121,7 @@ class Manifest:
 
     @property
     def sealed(self) -> bool:
+        """Whether its rows are kept out of logs and traces: it has a canary."""
         return self.file.dataset.canary is not None
 
     @property

@@ -31,7 +31,8 @@ class AnyQuestion(Asked, Protocol):
     """A question wherever its gold answer is kept: in memory, or with the scorer until it asks."""
 
     @property
-    def position(self) -> float | None: ...
+    def position(self) -> float | None:
+        """Where the evidence stands, 0.0 first to 1.0 last; None when it is everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,4 +87,5 @@ class Sample:
 
     @property
     def query(self) -> str:
+        """What is asked."""
         return self.question.query

@@ -63,6 +63,8 @@ _COLUMNS = (
 
 
 class Metric(NamedTuple):
+    """One number of a run in MLflow."""
+
     name: str
     value: float
     step: int | None = None

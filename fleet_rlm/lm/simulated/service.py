@@ -60,6 +60,7 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
+        """Tokens, as the `usage` of OpenAI's API shows them."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

@@ -186,12 +186,21 @@ class RLMReActChatAgent(dspy.Module):
         *,
         documents: Mapping[str, str | ContextRef] | None = None,
     ) -> dspy.Prediction:
-        """`forward`, for an event loop."""
+        """`forward`, for an event loop.
+
+        Args:
+            user_request: as of `forward`.
+            history: as of `forward`.
+            documents: as of `forward`.
+        """
         with self._single(user_request, history, documents) as turn:
             return _prediction(await turn.run())
 
     def chat_turn(self, message: str) -> dict[str, Any]:
         """Continue the chat.
+
+        Args:
+            message: what the user says.
 
         Returns:
             `{assistant_response, trajectory, history_turns, core_memory_snapshot}`.
@@ -205,7 +214,7 @@ class RLMReActChatAgent(dspy.Module):
             return self._report(wait_for(turn.run()))
 
     async def achat_turn(self, message: str) -> dict[str, Any]:
-        """`chat_turn`, for an event loop."""
+        """`chat_turn`, for an event loop: answers `message` alike."""
         with self._turn(message) as turn:
             return self._report(await turn.run())
 
@@ -242,18 +251,33 @@ class RLMReActChatAgent(dspy.Module):
         trace: bool = False,
         cancel_check: Callable[[], bool] | None = None,
     ) -> Iterator[StreamEvent]:
-        """`aiter_chat_turn_stream`, for a caller that is not asynchronous."""
+        """`aiter_chat_turn_stream`, for a caller that is not asynchronous.
+
+        Args:
+            message: as of `aiter_chat_turn_stream`.
+            trace: as of `aiter_chat_turn_stream`.
+            cancel_check: as of `aiter_chat_turn_stream`.
+        """
         with self._turn(message, trace=trace) as turn:
             yield from iterate(turn.stream(cancel_check), turn.cancel)
 
     def chat_turn_stream(self, *, message: str, trace: bool = False) -> Iterator[StreamEvent]:
-        """`iter_chat_turn_stream` without a way to cancel but closing it."""
+        """`iter_chat_turn_stream` without a way to cancel but closing it.
+
+        Args:
+            message: what the user says.
+            trace: whether thoughts become `reasoning_step` events.
+        """
         return self.iter_chat_turn_stream(message, trace=trace)
 
     async def execute_command(
         self, command: str, args: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Run a named command, as `COMMAND_DISPATCH` lists them.
+
+        Args:
+            command: its name, a key of `COMMAND_DISPATCH`.
+            args: what its tool takes, by name.
 
         Returns:
             The tool's result, with `ignored_args` where some were given that it does not take.
@@ -327,6 +351,9 @@ class RLMReActChatAgent(dspy.Module):
     def reset(self, *, clear_sandbox_buffers: bool = True) -> dict[str, Any]:
         """Forget the turns, the documents and the core memory.
 
+        Args:
+            clear_sandbox_buffers: whether what the sandbox holds goes too.
+
         Returns:
             `{status, history_turns, documents_cleared, buffers_cleared}`.
 
@@ -352,6 +379,9 @@ class RLMReActChatAgent(dspy.Module):
     def import_session_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Put an exported memory in place of the chat's, all of it or nothing.
 
+        Args:
+            state: what `export_session_state` gave.
+
         Returns:
             `{status, history_turns, documents, active_alias, core_memory_keys}`.
 
@@ -371,12 +401,22 @@ class RLMReActChatAgent(dspy.Module):
         }
 
     def core_memory_append(self, section: str, content: str) -> str:
-        """Add a line to a block of core memory; the answer says what happened."""
+        """Add a line to a block of core memory; the answer says what happened.
+
+        Args:
+            section: the block's name.
+            content: the line.
+        """
         with self._exclusive():
             return self._state.memory.append(section, content)
 
     def core_memory_replace(self, section: str, content: str) -> str:
-        """Give a block of core memory new content; the answer says what happened."""
+        """Give a block of core memory new content; the answer says what happened.
+
+        Args:
+            section: the block's name.
+            content: all of it.
+        """
         with self._exclusive():
             return self._state.memory.replace(section, content)
 
@@ -421,11 +461,11 @@ class RLMReActChatAgent(dspy.Module):
         return self._known_secrets.clean(text)
 
     def clean_data(self, value: Any) -> Any:
-        """Plain data without secrets."""
+        """`value`, plain data, without secrets."""
         return self._known_secrets.clean_data(value)
 
     def log(self, kind: str, text: str) -> None:
-        """Log what happens in a turn, if that is wanted."""
+        """Log `text`, what happens in a turn, if that is wanted; `kind` says what it is."""
         if self.verbose:
             logger.info("%s: %s", kind, self.clean(text))
 

@@ -33,16 +33,34 @@ class ModalVolume:
         self.name = name
 
     def read(self, path: str) -> str:
+        """The text of the file at `path`, relative to the volume's root.
+
+        Raises:
+            Refused: no such file, not UTF-8, too large, or a path that leads upwards.
+            SandboxError: no token of Modal, no SDK, or it did not answer.
+        """
         place = _inside(path)
         return self._wait(self._read(path, place), MOVE_S)
 
     def write(self, path: str, text: str) -> None:
+        """Put `text` in place of the file at `path`; folders are made, and it is committed.
+
+        Raises:
+            Refused: a folder, or a path that leads upwards.
+            SandboxError: no token of Modal, no SDK, or it did not answer.
+        """
         place = _inside(path)
         if place == "/":
             raise Refused(f"{path!r} is a folder.")
         self._wait(self._write(place, text.encode("utf-8", "replace")), MOVE_S)
 
     def entries(self, path: str = ".") -> list[Entry]:
+        """What is in the folder at `path`, by name.
+
+        Raises:
+            Refused: no such folder, or a path that leads upwards.
+            SandboxError: no token of Modal, no SDK, or it did not answer.
+        """
         place = _inside(path)
         return self._wait(self._entries(path, place), LOOK_S)
 

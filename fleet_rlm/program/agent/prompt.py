@@ -78,6 +78,7 @@ class Step:
     """What the tool returned, as the model reads it."""
 
     def to_json(self) -> dict[str, Any]:
+        """Ready for JSON, under DSPy's names for the steps of ReAct."""
         return {
             "thought": self.thought,
             "tool_name": self.tool_name,

@@ -33,6 +33,8 @@ _LEAD = 0.02  # OOLONG asks for the most common label only where it leads by mor
 
 
 class AggregateParams(Params):
+    """Knobs of `aggregate`."""
+
     labels: int = Field(default=len(SUBJECTS), ge=3, le=1000)
     """How many labels the instances are drawn from."""
 

@@ -45,6 +45,8 @@ BabiTask = Literal["qa1", "qa2", "qa3", "qa4", "qa5", "qa7", "qa8"]
 
 
 class BabiParams(Params):
+    """Knobs of `babi`."""
+
     task: BabiTask = "qa1"
     """bAbI's task: 1 to 3 facts lead to the answer, relations, gifts, counts, lists."""
 

@@ -54,6 +54,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class CodeqaParams(Params):
+    """Knobs of `codeqa`."""
+
     tree: str = ""
     """Folder of Python files; the standard library when empty, with all packages if `installed`."""
 

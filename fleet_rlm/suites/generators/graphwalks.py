@@ -32,6 +32,8 @@ _LARGEST = 100  # nodes of an answer
 
 
 class GraphwalksParams(Params):
+    """Knobs of `graphwalks`."""
+
     depth: int = Field(default=3, ge=1, le=10)
     """The deepest breadth-first search asked for; depths rotate from 1 on."""
 

@@ -36,6 +36,8 @@ LookupTask = Literal["passkey", "number_string", "kv_retrieval", "math_find", "c
 
 
 class LookupParams(Params):
+    """Knobs of `lookup`."""
+
     task: LookupTask = "passkey"
     """InfiniteBench's name of the task."""
 

@@ -36,6 +36,8 @@ _REQUEST_TOKENS = 60  # of a request with its labels, and of one sentence, at mo
 
 
 class MrcrParams(Params):
+    """Knobs of `mrcr`."""
+
     needles: int = Field(default=4, ge=2, le=8)
     """Texts asked for alike; one of them is to be quoted."""
 

@@ -30,6 +30,8 @@ WORDS = (
 
 
 class NeedleParams(Params):
+    """Knobs of `needle`."""
+
     distractors: int = Field(default=8, ge=0, le=200)
     """Near-duplicate lines per question: other number, longer name and revoked code in turn."""
 

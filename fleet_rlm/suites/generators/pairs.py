@@ -103,6 +103,8 @@ _TARGET = 0.985
 
 
 class PairsParams(Params):
+    """Knobs of `pairs`."""
+
     users: int = Field(default=40, ge=4, le=400)
     """How many users write; the pairs there are grow with their square."""
 

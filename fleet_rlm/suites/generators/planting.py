@@ -42,7 +42,7 @@ def plant(order: Order, lines: Sequence[Line], *, source: Source | None = None) 
     Args:
         order: whose length, source and random stream the text comes from.
         lines: to plant.
-        head: what the context begins with; ends in "\\n" when not empty.
+        source: of the text, where it is not the order's.
     """
     own = sum(count_tokens(f"\n{line.text}\n\n") for line in lines)
     # Counts of joined passages differ from their sum by a token here and there: 0.5 % is kept free.

@@ -44,6 +44,8 @@ _FAVOURITE = 0.4  # share of a user's lines of the favourite label; the others s
 
 
 class RoutingParams(Params):
+    """Knobs of `routing`."""
+
     route: Route = "python"
     """The cheapest tool that suffices."""
 

@@ -93,6 +93,8 @@ class Noise(Source):
 
 
 class RulerParams(Params):
+    """Knobs of `ruler`."""
+
     task: RulerTask = "niah_single_1"
     """RULER's name of the task."""
 
@@ -170,6 +172,8 @@ def _draft_buried(order: Order, kind: Needles) -> Draft:
 
 
 class Needle(NamedTuple):
+    """One planted statement: what is asked for, the answer, and the line that says so."""
+
     key: str
     value: str
     text: str

@@ -42,6 +42,8 @@ _TOWN_FACTS = (
 
 
 class RulerQaParams(Params):
+    """Knobs of `ruler_qa`."""
+
     task: Literal["qa_1", "qa_2"] = "qa_1"
     """One hop, or two: then the answer stands in a second document."""
 

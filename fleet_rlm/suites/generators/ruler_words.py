@@ -32,6 +32,8 @@ _LINE_WORDS = 16
 
 
 class RulerWordsParams(Params):
+    """Knobs of `ruler_words`."""
+
     task: Literal["cwe", "fwe"] = "cwe"
     """RULER's name of the task: common words, or frequent words."""
 

@@ -24,6 +24,8 @@ QUERY = (
 
 
 class VariablesParams(Params):
+    """Knobs of `variables`."""
+
     hops: int = Field(default=4, ge=1, le=50)
     """Copies after the first assignment; a chain has one name more."""
 
