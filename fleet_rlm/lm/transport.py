@@ -10,6 +10,7 @@ import socket
 import threading
 from contextlib import suppress
 from typing import Any
+from urllib.request import getproxies
 
 from dspy._vendor.lm15.transports import StdlibTransport, TransportRequest, TransportResponse
 from dspy._vendor.lm15.transports._sync import _SyncConnection
@@ -45,6 +46,9 @@ class _Connection(_SyncConnection):
 class Transport(StdlibTransport):
     """Connections of one model service, shared by every thread.
 
+    Proxies are those of the environment at the time it is made: without any, the parent would read
+    all variables again for each call, a fifth of the processor time that one takes.
+
     Args:
         timeout_s: longest wait for the next byte of a reply; a call of a sample that has less time
             left waits no longer than that.
@@ -56,6 +60,7 @@ class Transport(StdlibTransport):
             write_timeout=timeout_s,
             pool_timeout=None,
             max_connections=MAX_CONNECTIONS,
+            trust_env=bool(getproxies().keys() - {"no"}),
         )
         self._timeout_s = timeout_s
 
