@@ -19,17 +19,28 @@ MIN_TEXT = 8
 """No secret, known or recognised, is shorter."""
 MIN_VALUE = 8
 """Shorter values of the environment are settings, not secrets."""
+_NUMBERS = frozenset({int, float, bool, type(None)})
 _SECRET_NAME = re.compile(r"key|token|secret|passw(or)?d|credential", re.IGNORECASE)
 _HARMLESS_NAME = re.compile(r"_(file|path|dir|name|url|helper)$", re.IGNORECASE)
 
 
 class _Pattern(NamedTuple):
     name: str
+    mark: str
+    """A character of every match that most texts lack; none where it would be a letter."""
     triggers: tuple[str, ...]
-    """One of them is in every match, in lower case: a cheap test before the regular expression."""
+    """One of them is in every match: a cheap test before the regular expression."""
     expression: re.Pattern[str]
     group: int = 0
     """The part that is secret."""
+
+    def may_match(self, text: str) -> bool:
+        if self.mark in text:
+            # no generator: a run cleans a dozen texts for each model call, most of them short
+            for trigger in self.triggers:
+                if trigger in text:
+                    return True
+        return False
 
 
 def _starting(prefix: str, rest: str) -> re.Pattern[str]:
@@ -47,27 +58,30 @@ _DIGIT = r"(?=[^\t-\r \"',;&()0-9]{0,40}+[0-9])"
 _PATTERNS = (
     _Pattern(
         "pem",
-        ("-----begin",),
+        "-",
+        ("-----BEGIN",),
         re.compile(
             r"-----BEGIN [A-Z0-9 ]{1,64}-----[A-Za-z0-9+/=\s\\]*(?:-----END [A-Z0-9 ]{1,64}-----)?"
         ),
     ),
-    _Pattern("api-key", ("sk-",), _starting("sk-", r"[A-Za-z0-9_-]{8,}")),
-    _Pattern("aws-key", ("akia", "asia"), _starting("A[KS]IA", r"[A-Z0-9]{16}(?![A-Za-z0-9])")),
-    _Pattern("github-token", ("gh",), _starting("gh[pousr]_", r"[A-Za-z0-9]{16,}")),
-    _Pattern("github-token", ("github_pat_",), _starting("github_pat_", r"[A-Za-z0-9_]{16,}")),
-    _Pattern("hf-token", ("hf_",), _starting("hf_", r"[A-Za-z0-9]{12,}")),
-    _Pattern("google-key", ("aiza",), _starting("AIza", r"[A-Za-z0-9_-]{20,}")),
-    _Pattern("slack-token", ("xox",), _starting("xox[abeoprs]-", r"[A-Za-z0-9-]{10,}")),
+    _Pattern("api-key", "-", ("sk-",), _starting("sk-", r"[A-Za-z0-9_-]{8,}")),
+    _Pattern("aws-key", "", ("AKIA", "ASIA"), _starting("A[KS]IA", r"[A-Z0-9]{16}(?![A-Za-z0-9])")),
+    _Pattern("github-token", "_", ("gh",), _starting("gh[pousr]_", r"[A-Za-z0-9]{16,}")),
+    _Pattern("github-token", "_", ("github_pat_",), _starting("github_pat_", r"[A-Za-z0-9_]{16,}")),
+    _Pattern("hf-token", "_", ("hf_",), _starting("hf_", r"[A-Za-z0-9]{12,}")),
+    _Pattern("google-key", "", ("AIza",), _starting("AIza", r"[A-Za-z0-9_-]{20,}")),
+    _Pattern("slack-token", "-", ("xox",), _starting("xox[abeoprs]-", r"[A-Za-z0-9-]{10,}")),
     _Pattern(
         "modal-token",
+        "-",
         ("ak-", "as-"),
         _starting("a[ks]-", r"(?=[a-z]{0,40}[A-Z0-9])[A-Za-z0-9]{12,}"),
     ),
     # What starts as one and is none is taken whole too, and kept: every character is read once.
     _Pattern(
         "jwt",
-        ("eyj",),
+        ".",
+        ("eyJ",),
         re.compile(
             r"(eyJ(?<![A-Za-z0-9]eyJ)[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*)"
             r"|eyJ(?<![A-Za-z0-9]eyJ)[A-Za-z0-9_-]*"
@@ -76,17 +90,19 @@ _PATTERNS = (
     ),
     _Pattern(
         "bearer",
-        ("bearer",),
+        "",
+        ("earer",),
         re.compile(rf"[Bb]earer\s{{1,3}}((?:{_DIGIT}|(?=\S{{16}}))[A-Za-z0-9._~+/=-]{{6,}})"),
         1,
     ),
     _Pattern(
         "authorization",
-        ("authorization",),
+        "",
+        ("uthorization",),
         re.compile(r"[Aa]uthorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:Basic|Token)\s{1,3}(\S{6,})"),
         1,
     ),
-    _Pattern("dsn", ("://",), re.compile(r"://[^\s:/@]{0,100}+:([^\s@/]{3,200}+)@"), 1),
+    _Pattern("dsn", "@", ("://",), re.compile(r"://[^\s:/@]{0,100}+:([^\s@/]{3,200}+)@"), 1),
 )
 
 
@@ -164,16 +180,15 @@ class Redactor:
                     text = re.sub(rf"(?<!\w){value}(?!\w)", mark, text)
                 else:
                     text = text.replace(value, mark)
-        lower = text.lower()
         for pattern in _PATTERNS:
-            if any(trigger in lower for trigger in pattern.triggers):
+            if pattern.may_match(text):
                 text = _replace(pattern, text)
-        if any(name in lower for name in _NAMED):
-            text = _hide_assigned(text)
-        return text
+        return _hide_assigned(text) if "=" in text or ":" in text else text
 
     def clean_data(self, value: Any) -> Any:
         """`clean` for every string in plain data, keys included."""
+        if type(value) in _NUMBERS:
+            return value
         if isinstance(value, str):
             return self.clean(value)
         if isinstance(value, list | tuple):
@@ -264,6 +279,12 @@ def _replace(pattern: _Pattern, text: str) -> str:
 
 
 def _hide_assigned(text: str) -> str:
+    lower = text.lower()
+    for name in _NAMED:
+        if name in lower:
+            break
+    else:
+        return text
     # The one letter that is two in lower case would shift what is found.
     lower = text.replace("\u0130", "I").lower()
     parts, done = [], 0
