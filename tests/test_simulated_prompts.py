@@ -172,6 +172,30 @@ def test_sub_queries_are_answered_in_the_form_they_ask_for():
     assert ask("Tell me a story.").kind == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("query", "answer"),
+    [
+        ("To which room was Fay moved?", "691"),
+        ("Who repaired the boiler of ward four?", "Ines Ott"),
+        ("Where does Jo sleep?", "blue attic"),
+        ("What colour has the boiler's valve?", "dark green"),
+        ("To which room was Bo moved?", "I am not sure."),
+        ("Who sold the horse?", "I am not sure."),
+    ],
+)
+def test_a_question_in_other_words_is_answered_from_the_sentence_that_shares_most(query, answer):
+    text = (
+        "[2024-02-02] Note 7: Fay was seen by nurse K.\nTransfer: Dov moved to room 516.\n"
+        "Transfer: Fay moved to room 691 in ward 3. The boiler of ward four was repaired by Ines"
+        " Ott.\nSince May Jo sleeps in the blue attic. The valve of the boiler has the colour dark"
+        " green.\n"
+    ) + "Nothing else was written down that day.\n" * 20
+    assert ask(find_ask(query) + text) == ("sub_query", answer)
+    with dspy.context(lm=make_lm(SimulatedEngine())):
+        assert dspy.Predict("context, query -> answer")(context=text, query=query).answer == answer
+    assert ask(find_ask(query) + "A line.").text == "I am not sure."
+
+
 def wrong(lines, model="sim"):
     """Indices of the lines that are labelled wrongly, of 'otter' lines asked about at once."""
     text = label_ask(LABELS) + "\n".join(f"On day {i} we saw the otter." for i in range(lines))

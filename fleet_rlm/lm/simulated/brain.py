@@ -28,7 +28,14 @@ from fleet_rlm.lm.simulated.prompt import (
     parse_variables,
     render_reply,
 )
-from fleet_rlm.lm.simulated.reader import NOT_SURE, answer_ask, read, take_notes
+from fleet_rlm.lm.simulated.reader import (
+    NOT_SURE,
+    answer_ask,
+    note_plainly,
+    read,
+    read_plainly,
+    take_notes,
+)
 from fleet_rlm.lm.simulated.skill import MODELS, draw, elicit, sample_key
 from fleet_rlm.lm.simulated.world import Question, in_form, understand
 
@@ -139,14 +146,19 @@ class Brain:
         asked = prompt.values[query] if query else prompt.objective
         text = "\n".join(prompt.values[name] for name in texts)
         question = understand(asked, text[:2_000])
-        if question is None:
-            return fill_fields(prompt.outputs, NOT_SURE, "")
         if not texts:
-            return fill_fields(prompt.outputs, NOT_SURE, _choice_about(question, prompt.outputs))
+            choice = _choice_about(question, prompt.outputs) if question else ""
+            return fill_fields(prompt.outputs, NOT_SURE, choice)
         if primary_field(prompt.outputs) == "notes":
-            notes = take_notes(question, text, stretch=stretch, seed=self.seed)
+            if question is None:
+                notes = note_plainly(asked, text)
+            else:
+                notes = take_notes(question, text, stretch=stretch, seed=self.seed)
             return fill_fields(prompt.outputs, notes, notes)
         sample = sample_key(asked, text)
+        if question is None:
+            value = read_plainly(asked, text, sample, stretch=stretch, seed=self.seed)
+            return fill_fields(prompt.outputs, value or NOT_SURE, value)
         value = read(question, text, sample, stretch=stretch, seed=self.seed)
         return fill_fields(prompt.outputs, in_form(question, value) if value else NOT_SURE, value)
 

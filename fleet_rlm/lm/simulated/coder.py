@@ -19,6 +19,9 @@ from fleet_rlm.lm.simulated.world import MARKER, Question, split_form
 GLANCE_CHARS = 250_000
 """How much of the text a sloppy first program reads."""
 
+PART_CHARS = 20_000
+"""How much text one sub-query reads when the model chunks; five times that when it doesn't."""
+
 SPARE_CALLS = 2
 """Sub-queries kept back for what a check may find missing."""
 
@@ -364,10 +367,11 @@ def _write_reading(task: Task) -> str:
         return f"text = full = {_full(task)}\nresult = 'unknown'\n{_SHOW}"
     opening, _, ending = find_ask("\0").partition("\0")
     calls = _calls(task.contract.max_calls or 50)
+    size = PART_CHARS if "chunk" in task.skills else 5 * PART_CHARS
     return "\n".join(
         [
             f"text = full = {_full(task)}",
-            f"size = max(100_000, -(-len(text) // {calls}))",
+            f"size = max({size:_}, -(-len(text) // {calls}))",
             "parts = [text[i:i + size] for i in range(0, len(text), size)]",
             f"ask = {opening!r} + str({task.query}) + {ending!r}",
             "out = []",

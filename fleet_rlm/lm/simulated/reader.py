@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fleet_rlm.lm.simulated.asks import Ask
+from fleet_rlm.lm.simulated.plain import answers, find_sentences
 from fleet_rlm.lm.simulated.skill import (
     count_error,
     draw,
@@ -54,6 +55,20 @@ def read(question: Question, text: str, sample: str, *, stretch: float, seed: in
     return _misread(question, text, right, draw(seed, "misread", sample))
 
 
+def read_plainly(query: str, text: str, sample: str, *, stretch: float, seed: int) -> str:
+    """As `read`, for a question in words that this model does not know."""
+    found = answers(query, find_sentences(query, text)[:5])
+    if not found or draw(seed, "read", sample) < reading_skill(tokens_of(text) * stretch):
+        return found[0] if found else ""
+    others = found[1:] or [""]
+    return others[int(draw(seed, "misread", sample) * len(others))]
+
+
+def note_plainly(query: str, text: str) -> str:
+    """As `take_notes`, for a question in words that this model does not know."""
+    return "\n".join(f"{sentence}." for sentence in find_sentences(query, text)[:3]) or "nothing"
+
+
 def take_notes(question: Question, text: str, *, stretch: float, seed: int) -> str:
     """What part of a longer text says about a question; "nothing" when it says nothing.
 
@@ -81,9 +96,10 @@ def answer_ask(ask: Ask, *, stretch: float, seed: int) -> str:
     """The reply to a sub-query of the model's own code."""
     if ask.kind == "find":
         question = understand(ask.question, ask.body[:2_000])
-        if question is None:
-            return NOT_SURE
         key = sample_key(ask.question, ask.body)
+        if question is None:
+            plain = read_plainly(ask.question, ask.body, key, stretch=stretch, seed=seed)
+            return plain or NOT_SURE
         return read(question, ask.body, key, stretch=stretch, seed=seed) or NOT_SURE
     lines = [line for line in ask.body.splitlines() if line.strip()]
     if ask.kind == "label":
