@@ -89,7 +89,7 @@ def test_a_benchmark_whose_answers_are_known_without_reading_fails(project, comm
     assert command("init", "known.jsonl", env=env).returncode == 0
     done = command("audit", "known", "--attempts", "0", env=env)
     assert done.returncode == 1, done.stdout
-    assert "FAIL  all             blind       0.90 without the text, floor 0.26" in done.stdout
+    assert "FAIL  questions       blind       0.90 without the text, floor 0.26" in done.stdout
 
 
 def bench():

@@ -183,6 +183,9 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert done.returncode == 0, done.stderr
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
+    text = "".join(page.read_text() for page in pages)
+    assert text.count('<div class="sequence"><svg') == 5
+    assert "sequenceDiagram" not in text
     foreign = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>")
     assert not [found for page in pages for found in foreign.findall(page.read_text())]
 

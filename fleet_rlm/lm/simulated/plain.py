@@ -55,15 +55,15 @@ def answer_from(query: str, sentence: str) -> str:
     asked = _stems(query)
     if _ASKS_WHERE.search(query) and (place := _PLACE.search(sentence)):
         return str(place[1])
-    names = [name for name in _NAME.findall(sentence) if not _stems(name) & asked]
+    names = [m for m in _NAME.finditer(sentence) if _stems(m[0]) and not _stems(m[0]) & asked]
     if _ASKS_WHO.search(query) and names:
-        return names[-1]
+        return names[-1][0]
     words = [match for match in _WORD.finditer(sentence) if not _stems(match[0]) & asked]
     last = max((m.end() for m in _WORD.finditer(sentence) if _stems(m[0]) & asked), default=0)
     numbers = [match[0] for match in words if match[0][0].isdigit()]
     later = [match[0] for match in words if match[0][0].isdigit() and match.start() >= last]
-    values: list[str] = [*later, *numbers, *names[-1:]]
-    return values[0] if values else sentence[last:].strip(" :,;-")
+    later += numbers + [match[0] for match in names if match.start()][-1:]
+    return later[0] if later else sentence[last:].strip(" :,;-")
 
 
 def answers(query: str, sentences: Iterable[str]) -> list[str]:
