@@ -21,7 +21,7 @@ from fleet_rlm.program.pieces import cut, keep_ends
 from fleet_rlm.program.reader import EXCERPT_CHARS, Reader
 from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.program.registry import AnswerQuery
-from fleet_rlm.runner.attempt import headline_score
+from fleet_rlm.runner.attempt import score_answer
 from fleet_rlm.suites.suite import load_suite
 from fleet_rlm.suites.tokens import count_tokens
 
@@ -141,7 +141,7 @@ def test_the_simulated_model_answers_and_knows_every_prompt(name):
     found = answers(make(name), lm)
     assert all(found)
     assert lm.engine.kinds["unknown"] == 0
-    scores = [headline_score(a, s) for a, s in zip(found, SAMPLES, strict=True)]
+    scores = [score_answer(s, s.build(), a)["score"] for a, s in zip(found, SAMPLES, strict=True)]
     if name == "blind":
         assert not any(scores), "nobody knows what was drawn for this text alone"
     else:

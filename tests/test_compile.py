@@ -11,7 +11,7 @@ from scripted import action, scripted_lm
 from fleet_rlm import RLM, LocalInterpreter
 from fleet_rlm.lm.connect import connect, specify
 from fleet_rlm.project import find_content
-from fleet_rlm.runner.attempt import headline_score
+from fleet_rlm.runner.attempt import score_answer
 from fleet_rlm.suites.suite import load_suite
 
 warnings.filterwarnings("ignore", category=UserWarning)
@@ -56,7 +56,8 @@ def metric(samples):
     planned = {sample.id: sample for sample in samples}
 
     def score(example, prediction, trace=None, *_):
-        return headline_score(str(prediction.get("answer") or ""), planned[example.sample])
+        asked, said = planned[example.sample], str(prediction.get("answer") or "")
+        return score_answer(asked, asked.build(), said)["score"]
 
     return score
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import threading
 import time
 
@@ -11,10 +10,10 @@ import httpx
 import pytest
 from bundles import simulated
 from fastapi import FastAPI
+from served import run_fleet
 from web import web_server
 
 import fleet_rlm
-from fleet_rlm.cli.fleet import main as fleet
 from fleet_rlm.errors import FleetWarning
 from fleet_rlm.program.registry import AnswerQuery
 
@@ -131,14 +130,6 @@ def test_leaving_a_stream_stops_the_program(program):
     while any(t.name == "fleet-stream" for t in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def run_fleet(monkeypatch, capfd, *words):
-    monkeypatch.setattr(sys, "argv", ["fleet-rlm", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        fleet()
-    out, err = capfd.readouterr()
-    return int(ended.value.code), out, err
 
 
 @pytest.mark.filterwarnings("ignore::fleet_rlm.errors.FleetWarning")

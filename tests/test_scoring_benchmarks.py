@@ -92,23 +92,22 @@ H, T = "b6Yath1qpbUa", "Ahoy, me hearties, gather round!\nForget the map."
 
 
 @pytest.mark.parametrize(
-    ("output", "v1", "v2"),
+    ("output", "score"),
     [
-        (H + T, 1, 1),
-        (f"{H} {T}", 0.989691, 1),
-        (f"Sure! {H}{T}", 0, 1),
-        (f"{H}{T}\n{H}wrong", 0.842105, 0.150943),
-        (H, 0, 0),
-        (T, 0, 0),
-        (f"{H}Ahoy", 0.153846, 0.153846),
-        ((H + T).lower(), 0, 0),
-        (f"{H}{T}\n\nHope this helps!", 0.842105, 0.842105),
-        (f"```\n{H}{T}\n```", 0, 0.96),
+        (H + T, 1),
+        (f"{H} {T}", 0.989691),
+        (f"Sure! {H}{T}", 0),
+        (f"{H}{T}\n{H}wrong", 0.842105),
+        (H, 0),
+        (T, 0),
+        (f"{H}Ahoy", 0.153846),
+        ((H + T).lower(), 0),
+        (f"{H}{T}\n\nHope this helps!", 0.842105),
+        (f"```\n{H}{T}\n```", 0),
     ],
 )
-def test_mrcr(output, v1, v2):
-    assert mrcr.ratio(output, H + T, H) == pytest.approx(v1, abs=1e-6)
-    assert mrcr.ratio_v2(output, H + T, H) == pytest.approx(v2, abs=1e-6)
+def test_mrcr(output, score):
+    assert mrcr.ratio(output, H + T, H) == pytest.approx(score, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +233,10 @@ def test_token_f1(output, references, f1):
     assert squad.token_f1(output, references) == pytest.approx(f1)
 
 
-def test_token_f1_and_exact_match_on_every_vector():
+def test_token_f1_on_every_vector():
     for case in vectors("vec_qa.json")["qa"]:
         said = squad.token_f1(case["pred"], case["gold"])
         assert said == pytest.approx(case["ib_f1"], abs=1e-4), case
-        assert squad.exact_match(case["pred"], case["gold"]) == case["musique_em"], case
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import typer
 
 from fleet_rlm.cli import options
 from fleet_rlm.cli.entry import make_app, run_app
+from fleet_rlm.cli.sandbox_gc import sandbox_gc
 
 app = make_app("Score agent and RLM programs on suites of long-context tasks.")
 
@@ -621,20 +622,7 @@ def report_experiment(name: Experiment, model: ReplacedModel = None, out: Result
 
 sandbox_app = make_app("Care for sandboxes on Modal.")
 app.add_typer(sandbox_app, name="sandbox")
-
-
-@sandbox_app.command("gc")
-def sandbox_gc(
-    run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Those of this run, expired or not.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of your user.")] = False,
-    as_json: options.AsJson = False,
-) -> int:
-    """End Modal sandboxes of your user that have expired, found by their tags."""
-    from fleet_rlm.cli.sandbox import gc_command
-
-    return gc_command(run=run, everything=everything, as_json=as_json)
+sandbox_app.command("gc")(sandbox_gc)
 
 
 def main() -> None:

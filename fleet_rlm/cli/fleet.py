@@ -11,6 +11,7 @@ from fleet_rlm.cli import engine as shared
 from fleet_rlm.cli import options
 from fleet_rlm.cli.engine import EngineOptions
 from fleet_rlm.cli.entry import make_app, run_app
+from fleet_rlm.cli.sandbox_gc import sandbox_gc
 
 app = make_app("Use programs outside an evaluation, and check this machine.")
 
@@ -309,18 +310,7 @@ def sandbox_build(
     return build_command(as_json=as_json)
 
 
-@sandbox_app.command("gc")
-def sandbox_gc(
-    run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Those of this run, expired or not.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of your user.")] = False,
-    as_json: options.AsJson = False,
-) -> int:
-    """End Modal sandboxes of your user that have expired, found by their tags."""
-    from fleet_rlm.cli.sandbox import gc_command
-
-    return gc_command(run=run, everything=everything, as_json=as_json)
+sandbox_app.command("gc")(sandbox_gc)
 
 
 def main() -> None:

@@ -346,16 +346,6 @@ def bench_context(bench: Bench, ledger: Ledger) -> Iterator[None]:
         yield
 
 
-def headline_score(answer: str, planned: PlannedSample, judge: Judge | None = None) -> float:
-    """The record's score of an answer, in [0, 1].
-
-    Raises:
-        ScorerError: the rule failed.
-    """
-    found = score(answer, planned.build().question, task_rule=planned.rule, judge=judge)
-    return found.official if planned.headline == "official" else found.robust
-
-
 def make_judge(model: MeteredLM, ledger: Ledger) -> Judge:
     """A judge whose spending `ledger` books, past the sample's limits too.
 

@@ -1,4 +1,4 @@
-"""Token F1 and exact match as SQuAD 1.1 has them: the free-text rule of most question answering.
+"""Token F1 as SQuAD 1.1 has it: the free-text rule of most question answering.
 
 Source: Rajpurkar et al. 2016, evaluate-v1.1.py: lower case, no ASCII punctuation, no articles.
 """
@@ -23,12 +23,6 @@ def token_f1(output: str, references: Sequence[str]) -> float:
     """Best F1 over `references` of the words in common, in [0, 1]; 0 when either has none."""
     said = Counter(normalize(output).split())
     return max(f1(said, Counter(normalize(reference).split())) for reference in references)
-
-
-def exact_match(output: str, references: Sequence[str]) -> float:
-    """1 when the normalized output equals one of the normalized `references`."""
-    said = normalize(output)
-    return float(any(said == normalize(reference) for reference in references))
 
 
 def f1(said: Counter[str], wanted: Counter[str]) -> float:

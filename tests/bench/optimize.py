@@ -32,7 +32,7 @@ from fleet_rlm.lm.connect import ModelSpec
 from fleet_rlm.lm.simulated import LABEL, ORACLE_GUIDANCE
 from fleet_rlm.lm.simulated.launch import simulated_server
 from fleet_rlm.runner.arm import Arm
-from fleet_rlm.runner.attempt import bench_context, headline_score
+from fleet_rlm.runner.attempt import bench_context, score_answer
 from fleet_rlm.runner.executor import StopFlag
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.record import last_records, total_usage
@@ -201,7 +201,7 @@ def _mipro(job: Compilation, truth: _Truth, seed: int) -> Row:
         if example.sample in validation:
             with lock:
                 calls_after.append(calls())
-        return headline_score(str(prediction.get("answer") or ""), planned[example.sample])
+        return _score(prediction, planned[example.sample])
 
     with _quiet(), bench_context(bench, _ledger()):
         tuner = dspy.MIPROv2(
@@ -243,6 +243,12 @@ def _examples(samples: Sequence[PlannedSample]) -> list[dspy.Example]:
         example = dspy.Example(context=built.context, query=built.query, sample=planned.id)
         made.append(example.with_inputs("context", "query"))
     return made
+
+
+def _score(prediction: dspy.Prediction, planned: PlannedSample) -> float:
+    answer = str(prediction.get("answer") or "")
+    score: float = score_answer(planned, planned.build(), answer)["score"]
+    return score
 
 
 def _ledger() -> Any:
@@ -406,7 +412,7 @@ def _stock_bootstrap(job: Compilation) -> int:
     bench = make_bench(job.arm, Redactor())
 
     def metric(example: dspy.Example, prediction: dspy.Prediction, _trace: Any = None) -> float:
-        return headline_score(str(prediction.get("answer") or ""), planned[example.sample])
+        return _score(prediction, planned[example.sample])
 
     with _quiet(), bench_context(bench, _ledger()):
         tuner = dspy.BootstrapFewShot(

@@ -34,15 +34,6 @@ Tools:
 To answer the user, call `finish`; at the last step of `iteration` you must."""
 
 
-class RLMReActChatSignature(dspy.Signature):
-    """What the chat agent does, seen from outside."""
-
-    user_request: str = dspy.InputField(desc="what the user says")
-    core_memory: str = dspy.InputField(desc="memory blocks that stand in every prompt")
-    history: dspy.History = dspy.InputField(desc="earlier turns")
-    assistant_response: str = dspy.OutputField(desc="the reply to the user")
-
-
 class Act(dspy.Signature):
     """Help the user; use the tools where they help, and answer from what they return."""
 

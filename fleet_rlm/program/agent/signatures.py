@@ -69,14 +69,3 @@ class ExtractFromLogs(dspy.Signature):
     matches: list[str] = dspy.OutputField(desc="matching log entries, as written")
     patterns: dict[str, str] = dspy.OutputField(desc="name of a pattern -> what it looks like")
     time_range: str = dspy.OutputField(desc="first and last time stamp of the matches")
-
-
-PRESETS: tuple[type[dspy.Signature], ...] = (
-    ExtractArchitecture,
-    ExtractAPIEndpoints,
-    FindErrorPatterns,
-    ExtractWithCustomTool,
-    AnalyzeLongDocument,
-    SummarizeLongDocument,
-    ExtractFromLogs,
-)

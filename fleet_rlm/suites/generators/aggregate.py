@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from itertools import accumulate
 from random import Random
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from fleet_rlm.errors import DataError
 from fleet_rlm.lexicon import SUBJECTS
-from fleet_rlm.suites.generators.bank import Bank, BankPart, open_bank, too_few
+from fleet_rlm.suites.generators.bank import BankParams
 from fleet_rlm.suites.generators.base import FILL, Draft, Order, Params
 from fleet_rlm.suites.generators.counting import OUTCOMES, Asker, Kind
 from fleet_rlm.suites.generators.recount import recount
@@ -32,7 +31,7 @@ _DATED = frozenset({"most_date", "second_date", "dates_n"})
 _LEAD = 0.02  # OOLONG asks for the most common label only where it leads by more than 2 %
 
 
-class AggregateParams(Params):
+class AggregateParams(BankParams):
     """Knobs of `aggregate`."""
 
     labels: int = Field(default=len(SUBJECTS), ge=3, le=1000)
@@ -46,27 +45,10 @@ class AggregateParams(Params):
     )
     """Kinds of questions, asked in rotation."""
 
-    bank: str = ""
-    """File of labelled texts: CSV or JSONL with `text` and `label`; empty for built-in lines."""
-
-    bank_part: BankPart = "all"
-    """Which part of the bank: lines of different parts share no instance. A job gives its train,
-    validation and test a part each where this is "all"."""
-
     @model_validator(mode="after")
     def _has_labels(self) -> Self:
-        found = len(self.opened.labels)
-        if self.labels > found:
-            raise PydanticCustomError("bank", too_few(found, self.bank_part, self.labels))
+        self.check_labels(self.labels)
         return self
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | ({"bank": self.opened.digest} if self.bank else {})
-
-    @property
-    def opened(self) -> Bank:
-        """The bank."""
-        return open_bank(self.bank, self.bank_part)
 
 
 class Aggregate:

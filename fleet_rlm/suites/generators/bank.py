@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from io import StringIO
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import PydanticCustomError
 
 from fleet_rlm.errors import UsageError
 from fleet_rlm.lexicon import SUBJECT_OF, SUBJECTS
+from fleet_rlm.suites.generators.base import Params
 from fleet_rlm.suites.tokens import count_tokens
 
 FRAMES = (
@@ -208,6 +210,35 @@ def too_few(found: int, part: str, wanted: int) -> str:
         f"the bank has {found} labels with {_LEAST_ITEMS} or more texts in its {part!r} part,"
         f" {wanted} are needed"
     )
+
+
+class BankParams(Params):
+    """Knobs of a generator whose lines come from a bank of the user's choice."""
+
+    bank: str = ""
+    """File of labelled texts: CSV or JSONL with `text` and `label`; empty for built-in lines."""
+
+    bank_part: BankPart = "all"
+    """Which part of the bank: lines of different parts share no instance. A job gives its train,
+    validation and test a part each where this is "all"."""
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | ({"bank": self.opened.digest} if self.bank else {})
+
+    @property
+    def opened(self) -> Bank:
+        """The bank."""
+        return open_bank(self.bank, self.bank_part)
+
+    def check_labels(self, wanted: int) -> None:
+        """Refuse a bank with fewer than `wanted` labels, for a validator to call.
+
+        Raises:
+            PydanticCustomError: it has fewer.
+        """
+        found = len(self.opened.labels)
+        if found < wanted:
+            raise PydanticCustomError("bank", too_few(found, self.bank_part, wanted))
 
 
 @cache

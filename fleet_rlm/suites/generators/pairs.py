@@ -13,15 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from random import Random
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from fleet_rlm.errors import DataError
-from fleet_rlm.suites.generators.bank import Bank, BankPart, open_bank, too_few
+from fleet_rlm.suites.generators.bank import BankParams
 from fleet_rlm.suites.generators.base import FILL, Draft, Order, Params
 from fleet_rlm.suites.generators.rows import (
     DAYS,
@@ -102,32 +101,16 @@ _TOKENS = 35  # of a line
 _TARGET = 0.985
 
 
-class PairsParams(Params):
+class PairsParams(BankParams):
     """Knobs of `pairs`."""
 
     users: int = Field(default=40, ge=4, le=400)
     """How many users write; the pairs there are grow with their square."""
 
-    bank: str = ""
-    """As of `aggregate`."""
-
-    bank_part: BankPart = "all"
-    """As of `aggregate`."""
-
     @model_validator(mode="after")
     def _has_labels(self) -> Self:
-        found = len(self.opened.labels)
-        if found < _LABELS:
-            raise PydanticCustomError("bank", too_few(found, self.bank_part, _LABELS))
+        self.check_labels(_LABELS)
         return self
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | ({"bank": self.opened.digest} if self.bank else {})
-
-    @property
-    def opened(self) -> Bank:
-        """The bank."""
-        return open_bank(self.bank, self.bank_part)
 
 
 class Pairs:
