@@ -18,10 +18,41 @@ A message is one line: what happened and where; `fix` is the command that mends 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import IntEnum
+from pathlib import Path
+
+
+def unreadable(what: str, error: OSError) -> UsageError:
+    """What to say of a file that the system does not let us read.
+
+    Args:
+        what: the file and what it is: "Bank lines.csv".
+        error: as the system gave it.
+    """
+    fixes = {
+        errno.ENOENT: "correct its name, or write it",
+        errno.EISDIR: "name a file in it",
+        errno.EACCES: f"chmod u+r {error.filename}",
+    }
+    fix = fixes.get(error.errno or 0, "name another file")
+    return UsageError(f"{what} is unreadable: {error.strerror}", fix=fix)
+
+
+def not_utf8(what: str, path: Path | str, error: UnicodeDecodeError) -> UsageError:
+    """What to say of a text file in another encoding: the first byte that is wrong, counted from 0.
+
+    Args:
+        what: the file and what it is: "Bank lines.csv".
+        path: of the file.
+        error: as reading it gave it.
+    """
+    return UsageError(
+        f"{what} is not UTF-8 at byte {error.start}", fix=f"iconv -f latin1 -t utf-8 {path}"
+    )
 
 
 class Exit(IntEnum):

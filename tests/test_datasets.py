@@ -461,6 +461,7 @@ def test_samples_are_drawn_by_seed_whole_contexts_first(project):
 
 def edited(project, change):
     path = lay_own(project)
+    (project / "datasets" / "mine.json").write_text("\n")
     path.write_text(change(path.read_text()))
     return path
 
@@ -477,6 +478,7 @@ def edited(project, change):
         (lambda t: t.replace("question =", "queston ="), r"columns\.question: is missing"),
         (lambda t: t.replace("tags =", "colour ="), r"columns\.colour: unknown role"),
         (lambda t: t.replace("mine.jsonl", "none.jsonl"), "no file '../data/none.jsonl'"),
+        (lambda t: t.replace("../data/mine.jsonl", "mine.json"), "mine.json holds no row"),
         (lambda t: t.replace("mine.jsonl", "mine.txt"), r"source\.format: .* does not tell it"),
         (lambda t: t.replace("[gold]", "[gold"), "not valid TOML"),
         (lambda t: t + '[filter]\nyear = "2024"\n', "no row fits"),
@@ -495,6 +497,7 @@ def test_a_wrong_manifest_is_refused_in_one_line(project, change, words):
         task_of(project, "mine", rule="exact").plan()
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
+    assert caught.value.fix, "the mend is named"
     assert not list(project.rglob("*.sqlite")), "nothing is kept of half-read data"
     assert not list(project.rglob("*.lock"))
 
@@ -525,11 +528,12 @@ def test_gold_that_does_not_parse_ends_the_fetch(project, answer):
         task_of(project, "oolong-synth").plan()
 
 
-def test_a_broken_file_is_told_by_its_name(project):
+def test_a_broken_file_is_told_by_its_name(project, caplog):
     lay_own(project)
     (project / "data" / "mine.jsonl").write_text("{not json")
     with pytest.raises(UsageError, match=r"mine\.toml: reading \.\./data/mine\.jsonl"):
         task_of(project, "mine", rule="exact").plan()
+    assert not caplog.records, "in one line, not in two"
 
 
 def test_an_unreadable_manifest_lock_and_latin_letters(project):
@@ -540,7 +544,11 @@ def test_an_unreadable_manifest_lock_and_latin_letters(project):
     with pytest.raises(UsageError, match=r"mine\.lock is unreadable.* --relock"):
         task_of(project, "mine", rule="exact").plan()
     path.write_bytes(b"# caf\xe9\n" + path.read_bytes())
-    with pytest.raises(UsageError, match="is not UTF-8 at byte 5"):
+    with pytest.raises(UsageError, match=r"is not UTF-8 at byte 5 Try: iconv .*mine\.toml"):
+        task_of(project, "mine", rule="exact")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UsageError, match=r"is unreadable: Is a directory Try: name a file in it"):
         task_of(project, "mine", rule="exact")
 
 
@@ -552,13 +560,15 @@ def test_an_unreadable_manifest_lock_and_latin_letters(project):
         ({"rule": "exact", "where": {"yaer": 1}}, "where: no tag 'yaer'. Did you mean 'year'"),
         ({"rule": "exact", "windows": 3}, "tasks.t.windows: unknown key"),
         ({"rule": "exact", "samples": 0}, "tasks.t.samples: .*greater than or equal to 1"),
-        ({"rule": "exact", "lengths": [8192]}, "no row of 'mine' fits"),
+        ({"rule": "exact", "lengths": [8192]}, "no row of 'mine' fits: lengths there is 1024"),
+        ({"rule": "exact", "where": {"year": 1}}, "fits: year there is 2024, 2025"),
     ],
 )  # fmt: skip
 def test_a_wrong_task_is_refused_in_one_line(project, keys, words):
     lay_own(project)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=words) as caught:
         task_of(project, "mine", **keys).plan()
+    assert caught.value.fix
 
 
 def test_an_unknown_dataset_is_named_with_the_nearest(project):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fleet_rlm.errors import ScorerError, UsageError, nearest
+from fleet_rlm.errors import ScorerError, UsageError, nearest, not_utf8, unreadable
 from fleet_rlm.scoring.rule import Asked
 
 PREFIX = "judged"
@@ -163,11 +163,15 @@ def rubric_text(rubric: str) -> str:
     if rubric in RUBRICS:
         return RUBRICS[rubric]
     if "." not in rubric and "/" not in rubric:
-        raise UsageError(f"No rubric {rubric!r}. {nearest(rubric, RUBRICS)}")
+        raise UsageError(
+            f"No rubric {rubric!r}. {nearest(rubric, RUBRICS)}", fix="judged:FILE.txt for your own"
+        )
     try:
         text = Path(rubric).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Rubric {rubric} is unreadable: {error}") from error
+    except OSError as error:
+        raise unreadable(f"Rubric {rubric}", error) from error
+    except UnicodeDecodeError as error:
+        raise not_utf8(f"Rubric {rubric}", rubric, error) from error
     if not text:
         raise UsageError(f"Rubric {rubric} is empty", fix="say in it what makes a response correct")
     return text

@@ -75,7 +75,9 @@ def _load(path: Path, function: str) -> Function:
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError, AttributeError, OSError) as error:
-        raise UsageError(f"{path} cannot be imported: {error}") from error
+        raise UsageError(
+            f"{path} cannot be imported: {error}", fix=f"correct it: python {path}"
+        ) from error
     found = getattr(module, function, None)
     if not callable(found):
         raise UsageError(f"{path} has no function {function!r}", fix=f"write it: {fix}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from fleet_rlm.errors import UsageError
+from fleet_rlm.errors import UsageError, unreadable
 from fleet_rlm.suites.passages import SENTENCE_END, Passage, take
 from fleet_rlm.suites.tokens import count_tokens
 
@@ -73,11 +73,16 @@ def read_corpus(pattern: str) -> Corpus:
     """
     paths = _find(pattern)
     if not paths:
-        raise UsageError(f"No file matches corpus {pattern!r} (looked in {Path.cwd()})")
+        raise UsageError(
+            f"No file matches corpus {pattern!r} (looked in {Path.cwd()})",
+            fix="--corpus with a file, a folder or a quoted glob",
+        )
     texts = [text for path in paths if (text := _read(path)).strip()]
     if not texts:
         names = f"{len(paths)} files" if len(paths) > 1 else str(paths[0])
-        raise UsageError(f"Corpus {pattern!r} is empty: {names} without text")
+        raise UsageError(
+            f"Corpus {pattern!r} is empty: {names} without text", fix="--corpus with text files"
+        )
     return Corpus(texts, origin=pattern)
 
 
@@ -94,7 +99,10 @@ def _find(pattern: str) -> list[Path]:
         found = root.glob(wild if fixed < len(parts) else "**/*")
         return sorted(p for p in found if p.is_file() and not _hidden(p.relative_to(root)))
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"Corpus {pattern!r} cannot be searched: {error}") from error
+        raise UsageError(
+            f"Corpus {pattern!r} cannot be searched: {error}",
+            fix="--corpus with a file, a folder or a quoted glob",
+        ) from error
 
 
 def _hidden(path: Path) -> bool:
@@ -105,9 +113,12 @@ def _read(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"Corpus file {path} is unreadable: {error.strerror}") from error
+        raise unreadable(f"Corpus file {path}", error) from error
     if b"\0" in data:
-        raise UsageError(f"Corpus file {path} is binary ({len(data):,} bytes), not text")
+        raise UsageError(
+            f"Corpus file {path} is binary ({len(data):,} bytes), not text",
+            fix='name the texts only, as in --corpus "notes/**/*.md"',
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fleet_rlm.suites.table import FetchedTable, Headline
 
 
+_SHOWN = 8  # values of a tag in a message
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedQuestion:
     """One question of a dataset. Its gold answer stays on the scorer's side until asked for."""
@@ -107,8 +110,9 @@ class FetchedTask:
         rows = self._drawn([row for row in stored if self._fits(row)], seed)
         if not rows:
             raise UsageError(
-                f"Task {self.name!r}: no row of {self.manifest.name!r} fits its where and lengths",
-                fix=f"fleet-eval fetch {self.manifest.name}, which shows what there is",
+                f"Task {self.name!r}: no row of {self.manifest.name!r} fits:"
+                f" {self._misfit(stored)}",
+                fix="correct the task's where and lengths",
             )
         by_context: dict[str, list[Stored]] = {}
         for row in stored:
@@ -141,6 +145,22 @@ class FetchedTask:
             for tag, value in self.where.items()
         )
 
+    def _misfit(self, stored: Sequence[Stored]) -> str:
+        """What the rows have where the task asks for something else."""
+        asked: dict[str, Any] = {**self.where}
+        if self.lengths:
+            asked["lengths"] = list(self.lengths)
+        for tag, value in asked.items():
+            wanted = value if isinstance(value, list) else [value]
+            found = {
+                {**row.tags, "kind": row.kind, "lengths": row.length}.get(tag) for row in stored
+            }
+            if not found & set(wanted):
+                shown = sorted(map(repr, found))
+                more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+                return f"{tag} there is {', '.join(shown[:_SHOWN])}{more}"
+        return f"none has all of {', '.join(asked)}"
+
     def _drawn(self, rows: list[Stored], seed: int) -> list[Stored]:
         if self.samples is None or len(rows) <= self.samples:
             return rows
@@ -169,7 +189,10 @@ def resolve_fetched(table: FetchedTable, origin: str, project: Path | None) -> F
     tags = [*flat({"tags": manifest.file.columns.get("tags", [])}), "kind"]
     for tag in table.where:
         if tag not in tags:
-            raise UsageError(f"{where}.where: no tag {tag!r}. {nearest(tag, tags)}")
+            raise UsageError(
+                f"{where}.where: no tag {tag!r}. {nearest(tag, tags)}",
+                fix=f"list its column among tags in {manifest.path.name}",
+            )
     return FetchedTask(
         name=table.name,
         manifest=manifest,
@@ -183,14 +206,19 @@ def resolve_fetched(table: FetchedTable, origin: str, project: Path | None) -> F
 
 def _rule(name: str | None, where: str, folder: Path) -> str:
     if name is None:
-        raise UsageError(f"{where}.rule: is missing; known: {', '.join(sorted(RULES))}")
+        raise UsageError(
+            f"{where}.rule: is missing; known: {', '.join(sorted(RULES))}", fix='rule = "exact"'
+        )
     if ".py:" in name:
         own = OwnRule.parse(str(folder / name))
         own.load()
         return str(own)
     kind, _, rubric = name.partition(":")
     if kind not in RULES or (rubric and kind != PREFIX):
-        raise UsageError(f"{where}.rule: no scoring rule {name!r}. {nearest(name, RULES)}")
+        raise UsageError(
+            f"{where}.rule: no scoring rule {name!r}. {nearest(name, RULES)}",
+            fix="the name of a rule, or FILE.py:FUNCTION for your own",
+        )
     if kind != PREFIX:
         return name
     rubric = str(folder / rubric) if "." in rubric else rubric or "answer"

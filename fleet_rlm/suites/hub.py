@@ -83,8 +83,7 @@ def local_columns(path: Path) -> list[str]:
         raise UsageError(f"The name of {path} does not end in {', '.join(FORMATS)}.")
     if kind == "csv":
         return _header(str(path))
-    datasets.logging.set_verbosity_error()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    _be_quiet()
     try:
         with boundary(DataError, f"reading {path}"):
             found = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
@@ -103,27 +102,26 @@ def _open(
 ) -> Iterator[dict[str, Any]]:
     import datasets
 
-    datasets.logging.set_verbosity_error()
-    # Otherwise every load sends a HEAD request to the Hub, for one's own files too.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    _be_quiet()
     files = [str(path) for path in source_files(source, part, manifest.path)]
     kind = source_format(source, manifest.path)
     options: dict[str, Any] = {"split": part.split, "streaming": True}
     if source.hub:
         options |= {"path": source.hub, "name": part.config, "revision": revision}
-        names = [name.format(config=part.config or "", split=part.split) for name in source.files]
-        options |= {"data_files": names, "split": "train"} if names else {}
+        paths = [name.format(config=part.config or "", split=part.split) for name in source.files]
+        options |= {"data_files": paths, "split": "train"} if paths else {}
     else:
         options |= {"path": kind, "data_files": files, "split": "train"}
     if kind == "csv":
         # As texts, so that 007 stays 007; the header is read here, to name what is missing.
         for name in files:
-            _check_columns(manifest, _header(name), columns)
+            _check_columns(manifest, source, _header(name), columns)
         texts = datasets.Features({name: datasets.Value("string") for name in columns})
         found = datasets.load_dataset(**options, usecols=columns, features=texts)
     else:
         found = datasets.load_dataset(**options)
-        _check_columns(manifest, found.column_names or list(next(iter(found), {})), columns)
+        names = found.column_names or list(next(iter(found), {}))
+        _check_columns(manifest, source, names, columns)
     if kind == "parquet":
         options |= {"columns": columns, "filters": _pushed(where)}
         found = datasets.load_dataset(**options)
@@ -131,12 +129,28 @@ def _open(
         yield {name: row.get(name) for name in columns}
 
 
+def _be_quiet() -> None:
+    import datasets
+
+    # What it logs of a broken file stands in our one line, too.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    # Otherwise every load sends a HEAD request to the Hub, for one's own files too.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+
 def _header(path: str) -> list[str]:
     with Path(path).open(encoding="utf-8", newline="") as file:
         return next(csv.reader(file), [])
 
 
-def _check_columns(manifest: Manifest, names: list[str], columns: list[str]) -> None:
+def _check_columns(
+    manifest: Manifest, source: SourceTable, names: list[str], columns: list[str]
+) -> None:
+    if not names:
+        raise UsageError(
+            f"{manifest.path}: {source.hub or source.path} holds no row",
+            fix="name data with rows in its [source]",
+        )
     for column in columns:
         if column not in names:
             raise UsageError(

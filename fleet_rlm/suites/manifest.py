@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from fleet_rlm.errors import UsageError, nearest
+from fleet_rlm.errors import UsageError, nearest, not_utf8, unreadable
 from fleet_rlm.project import find_content, project_dir
 from fleet_rlm.suites.adapters import ADAPTERS, Adapter
 from fleet_rlm.suites.table import Name, Table, explain
@@ -206,9 +206,9 @@ def load_manifest(path: Path, project: Path) -> Manifest:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"Manifest {path} is unreadable: {error.strerror}") from error
+        raise unreadable(f"Manifest {path}", error) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"Manifest {path} is not UTF-8 at byte {error.start}") from error
+        raise not_utf8(f"Manifest {path}", path, error) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(
             f"{path}: not valid TOML: {error}", fix="correct the file there"
@@ -222,7 +222,10 @@ def load_manifest(path: Path, project: Path) -> Manifest:
     adapter = ADAPTERS.get(file.dataset.adapter)
     if adapter is None:
         hint = nearest(file.dataset.adapter, ADAPTERS)
-        raise UsageError(f"{path}: dataset.adapter: no adapter {file.dataset.adapter!r}. {hint}")
+        raise UsageError(
+            f"{path}: dataset.adapter: no adapter {file.dataset.adapter!r}. {hint}",
+            fix='adapter = "rows", which takes the columns as they are',
+        )
     _check(file, adapter, path)
     return Manifest(
         name=file.dataset.name, path=path.absolute(), file=file, adapter=adapter, project=project
@@ -252,7 +255,10 @@ def _check(file: ManifestFile, adapter: Adapter, path: Path) -> None:
     sources = {"source": file.source} | ({"texts.source": file.texts.source} if file.texts else {})
     for where, source in sources.items():
         if (source.hub is None) == (source.path is None):
-            raise UsageError(f"{path}: {where}: give either 'hub' or 'path'")
+            raise UsageError(
+                f"{path}: {where}: give either 'hub' or 'path'",
+                fix='hub = "owner/name" of Hugging Face, or path = "../data/file.jsonl"',
+            )
         if source.revision is not None and not _REVISION.fullmatch(source.revision):
             raise UsageError(
                 f"{path}: {where}.revision: {source.revision!r} is no commit of 40 hex digits",
@@ -266,10 +272,16 @@ def _check(file: ManifestFile, adapter: Adapter, path: Path) -> None:
         given = getattr(file, table)
         missing = [role for role in needed if role not in given]
         if missing:
-            raise UsageError(f"{path}: {table}.{missing[0]}: is missing")
+            raise UsageError(
+                f"{path}: {table}.{missing[0]}: is missing",
+                fix=f'{missing[0]} = "COLUMN" below [{table}]',
+            )
         for role in given:
             if known is not None and role not in known:
-                raise UsageError(f"{path}: {table}.{role}: unknown role. {nearest(role, known)}")
+                raise UsageError(
+                    f"{path}: {table}.{role}: unknown role. {nearest(role, known)}",
+                    fix="correct the role, or list the column among tags",
+                )
     asked, kept = ({**table, "id": []} for table in (file.columns, file.gold))
     leaked = set(flat(asked)) & set(flat(kept))
     if leaked and not adapter.shares_columns:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fleet_rlm.errors import UsageError, nearest
+from fleet_rlm.errors import UsageError, nearest, not_utf8, unreadable
 from fleet_rlm.suites.corpus import Corpus
 from fleet_rlm.suites.fetched import FetchedTask, resolve_fetched
 from fleet_rlm.suites.generators import GENERATORS
@@ -248,9 +248,9 @@ def load_suite(path: Path | str, project: Path | None = None) -> Suite:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"Suite file {path} is unreadable: {error.strerror}") from error
+        raise unreadable(f"Suite file {path}", error) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"Suite file {path} is not UTF-8 at byte {error.start}") from error
+        raise not_utf8(f"Suite file {path}", path, error) from error
     return parse_suite(text, str(path), project)
 
 
@@ -300,7 +300,7 @@ def _resolve(raw: dict[str, Any], origin: str, project: Path | None) -> Suite:
     names = [task.name for task in table.tasks]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{origin}: two tasks are named {name!r}")
+            raise UsageError(f"{origin}: two tasks are named {name!r}", fix="rename one of them")
     return Suite(
         name=table.suite.name,
         version=table.suite.version,

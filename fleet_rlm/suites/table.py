@@ -161,11 +161,15 @@ def explain(
     where = f"{origin}: {_dotted(place, raw)}"
     if problem["type"] == "extra_forbidden":
         known = (keys or _keys)(place, raw)
-        return UsageError(f"{where}: unknown key. {nearest(str(place[-1]), known)}")
+        return UsageError(
+            f"{where}: unknown key. {nearest(str(place[-1]), known)}", fix="correct the key there"
+        )
     if problem["type"] == "missing":
-        return UsageError(f"{where}: is missing")
+        return UsageError(f"{where}: is missing", fix="add it there")
     message = re.sub(r"^\w+ should", "should", problem["msg"])
-    return UsageError(f"{where}: {message}, found {problem['input']!r}")
+    return UsageError(
+        f"{where}: {message}, found {problem['input']!r}", fix="correct the value there"
+    )
 
 
 def _dotted(place: tuple[str | int, ...], raw: dict[str, Any]) -> str:

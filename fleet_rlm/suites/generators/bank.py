@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import PydanticCustomError
 
-from fleet_rlm.errors import UsageError
+from fleet_rlm.errors import UsageError, not_utf8, unreadable
 from fleet_rlm.lexicon import SUBJECT_OF, SUBJECTS
 from fleet_rlm.suites.generators.base import Params
 from fleet_rlm.suites.tokens import count_tokens
@@ -200,7 +200,7 @@ def open_bank(path: str, part: str) -> Bank:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UsageError(f"Bank {path} is unreadable: {error.strerror}") from error
+        raise unreadable(f"Bank {path}", error) from error
     return _file_bank(path, hashlib.sha256(data).hexdigest(), part)
 
 
@@ -251,7 +251,7 @@ def _file_bank(path: str, digest: str, part: str) -> FileBank:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"Bank {path} is not UTF-8 at byte {error.start}") from error
+        raise not_utf8(f"Bank {path}", path, error) from error
     found: dict[str, dict[str, None]] = {}
     for item, label in _read(path, text):
         line = " ".join(item.split())
@@ -288,14 +288,17 @@ def _read(path: str, text: str) -> Iterator[tuple[str, str]]:
     elif suffix == ".jsonl":
         records = _json_lines(path, text)
     else:
-        raise UsageError(f"Bank {path} must end in .csv, .tsv or .jsonl")
+        raise UsageError(
+            f"Bank {path} must end in .csv, .tsv or .jsonl", fix=f"mv {path} {path}.csv"
+        )
     for number, record in enumerate(records, 1):
         label = record.get("label", record.get("category"))
         item = record.get("text")
         if not isinstance(item, str) or label is None:
             columns = ", ".join(map(str, record))
             raise UsageError(
-                f"Bank {path}: record {number} has columns {columns}; needed are 'text' and 'label'"
+                f"Bank {path}: record {number} has columns {columns}",
+                fix="name them 'text' and 'label'",
             )
         yield item, str(label)
 
