@@ -87,6 +87,14 @@ def test_the_hint_of_the_service_is_waited_for(quick):
     assert time.monotonic() - started >= 0.05
 
 
+def test_a_hint_of_no_seconds_is_a_hint_however_often_it_comes():
+    # "Retry-After: 0", or the date of a moment ago: the usual pauses would be 0.5 to 8 s.
+    lm = make_lm(lambda _, n: dspy.LMRateLimitError("full", retry_after=0.0) if n < 6 else "room")
+    started = time.monotonic()
+    assert lm("hello") == ["room"]
+    assert 5 * throttle.SHORTEST_DELAY_S <= time.monotonic() - started < 2
+
+
 @given(st.integers(1, 50))
 def test_pauses_grow_to_a_bound_with_jitter_on_top(tried):
     assert 0.5 <= backoff(tried) <= backoff(tried + 1) <= throttle.LONGEST_DELAY_S

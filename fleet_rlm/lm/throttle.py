@@ -39,6 +39,9 @@ PATIENCE_S = 900.0
 """How long one call waits in all for a service that says "too many"."""
 
 LONGEST_DELAY_S = 60.0
+SHORTEST_DELAY_S = 0.02
+"""A service that says "too many" and asks for no wait at all is not asked again sooner."""
+
 RECHECK_S = 0.02
 """How often a waiting call looks whether another process has made room."""
 
@@ -180,9 +183,10 @@ class Attempts:
         check_cancelled()
         self.tried += 1
         if is_overload(error):
-            hint = getattr(error, "retry_after", None) or 0.0
-            self.gate.overloaded(in_flight, hint)
-            delay = with_jitter(hint or backoff(self.tried))
+            hint = getattr(error, "retry_after", None)
+            self.gate.overloaded(in_flight, hint or 0.0)
+            delay = backoff(self.tried) if hint is None else max(hint, SHORTEST_DELAY_S)
+            delay = with_jitter(delay)
             self.waited_s += delay
             if self.waited_s > PATIENCE_S:
                 raise error
