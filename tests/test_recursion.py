@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import pickle
 import threading
 import time
@@ -333,10 +334,12 @@ def test_children_are_told_with_their_depth():
     assert kinds(events).count("final") == 1
 
 
-def test_any_program_can_be_streamed():
+def test_any_program_can_be_streamed(caplog, monkeypatch):
     lm = scripted_lm(lambda *_: fields(answer="42"))
+    monkeypatch.setattr(logging.getLogger("dspy"), "propagate", True)
     with dspy.context(lm=lm):
         events = list(stream(dspy.Predict("question -> answer"), question="q"))
+    assert not caplog.text, "no warning of a call that the user did not make"
     assert kinds(events) == ["usage", "final"]
     assert events[-1].data["outputs"] == {"answer": "42"}
 

@@ -144,7 +144,8 @@ class _ToolEvents(BaseCallback):
 
 
 def _call(program: dspy.Module, inputs: dict[str, Any]) -> Any:
-    if hasattr(program, "forward"):
+    # Of the type: dspy warns whoever looks at it on a module.
+    if hasattr(type(program), "forward"):
         return program(**inputs)
     return asyncio.run(program.acall(**inputs))
 
