@@ -269,6 +269,17 @@ def test_a_cap_in_seconds_counts_all_sessions():
         evaluate(Watched(pause_s=0.1), concurrency=1, caps=Caps(seconds=0.5))
     assert 3 <= fleet_rlm.open_run("run").summary["scored"] <= 6
 
+    class Late(dspy.Module):
+        def forward(self, context, query):
+            time.sleep(0.1)
+            return dspy.Predict("query -> answer")(query=query)
+
+    with pytest.raises(BudgetExhausted):
+        fleet_rlm.evaluate(Late(), "needle", overrides=SMALL, out="late", caps=Caps(seconds=0.1))
+    late = fleet_rlm.open_run("late").summary
+    assert (late["scored"], late["usage"]["abandoned"]["attempts"]) == (0, 8)
+    assert late["wall_s"] >= 0.1, "time of a session without a record is gone all the same"
+
 
 def test_a_raised_limit_runs_only_the_samples_that_met_the_lower_one():
     tight = fleet_rlm.evaluate(

@@ -159,7 +159,7 @@ def run_arm(
     with RunStore(folder) as store:
         run = _open_run(store, arm, plan, command)
         started = time.monotonic()
-        before, before_s = len(store.records), wall_so_far(folder)
+        before, before_s = store.ended, wall_so_far(folder)
         stop = StopFlag() if whole is None else whole.stop
         redactor = Redactor.from_env(os.environ if env is None else env)
         session = _Session(
@@ -170,7 +170,7 @@ def run_arm(
         finally:
             progress.ended()
             # Looking at a finished run again takes no time of the run's.
-            spent_s = time.monotonic() - started if len(store.records) > before else 0.0
+            spent_s = time.monotonic() - started if store.ended > before else 0.0
             wall_s = before_s + spent_s
             summary = summarize(run, store.records, plan.keys, wall_s, store.abandoned)
             store.write_json("summary.json", summary)

@@ -74,6 +74,11 @@ class RunStore:
         """Every record so far, in the order written."""
         return list(self._records)
 
+    @property
+    def ended(self) -> int:
+        """Attempts that have ended, with a record or without."""
+        return len(self._records) + self.abandoned.attempts
+
     def append(self, record: Record) -> None:
         """Write one record; it is on disk when this returns.
 
