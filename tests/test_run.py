@@ -288,6 +288,14 @@ def test_a_real_model_is_reached_with_key_base_and_prices(project, run):
     assert json.loads((folder / "run.json").read_text())["arm"]["model_kind"] == "live"
 
 
+def test_answers_of_the_cache_are_shown_apart_with_what_they_would_have_cost(project, run):
+    words = ["needle", *SMALL, "--limit", "2", "--program", "direct", "--cache", "--out"]
+    paid = json.loads(run(*words, "paid", "--json").stdout)["usage"]["usd"]
+    shown = run(*words, "free").stdout
+    assert f"2 calls answered by the cache, ${paid:.4f} saved" in shown
+    assert "$0.0000" in shown
+
+
 def test_the_environment_names_a_model(project, run):
     with openai_server() as server:
         env = {

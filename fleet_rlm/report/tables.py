@@ -88,8 +88,7 @@ def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
     )
     rows = {
         "coverage": f"{coverage}{errors}{detects}",
-        "usage": f"{usage['calls']:,} calls · {usage['input_tokens']:,} tokens in ·"
-        f" {usage['output_tokens']:,} out",
+        "usage": _used(usage),
         "cost": f"${usage['usd']:.4f}" + (f"   {roles}" if roles else ""),
         "stops": stops or "none",
         "tools": tools,
@@ -100,6 +99,15 @@ def _print_lines(console: Console, summary: Mapping[str, Any]) -> None:
         if not text:
             continue
         console.print(f"{name:<9} {text}", markup=False, soft_wrap=True)
+
+
+def _used(usage: Mapping[str, Any]) -> str:
+    cached = f" ({usage['cached_tokens']:,} cached)" if usage["cached_tokens"] else ""
+    hits = f"{usage['cache_hits']:,} calls answered by the cache, ${usage['saved_usd']:.4f} saved"
+    return (
+        f"{usage['calls']:,} calls · {usage['input_tokens']:,} tokens in{cached}"
+        f" · {usage['output_tokens']:,} out" + (f" · {hits}" if usage["cache_hits"] else "")
+    )
 
 
 def _tries(row: Mapping[str, Any]) -> str:

@@ -158,13 +158,13 @@ class Reserve:
     def warning(self) -> str | None:
         """The line to say when another of `WARN_AT` has been passed."""
         used = {
-            f"${self._purse.usd:.4f} of ${self._purse.caps.usd}": (
+            f"${self._purse.usd:.4f} of ${self._purse.caps.usd or 0:,.6g}": (
                 self._purse.usd, self._purse.caps.usd
             ),
-            f"{self._purse.tokens:,.0f} of {self._purse.caps.tokens} tokens": (
+            f"{self._purse.tokens:,.0f} of {self._purse.caps.tokens or 0:,} tokens": (
                 self._purse.tokens, self._purse.caps.tokens
             ),
-            f"{self._purse.seconds:.0f} of {self._purse.caps.seconds} seconds": (
+            f"{self._purse.seconds:,.1f} of {self._purse.caps.seconds or 0:,.6g} seconds": (
                 self._purse.seconds, self._purse.caps.seconds
             ),
         }  # fmt: skip

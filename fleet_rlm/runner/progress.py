@@ -26,6 +26,9 @@ DISPLAYS: tuple[Display, ...] = ("auto", "live", "plain", "json", "none")
 
 PLAIN_SHARE = 0.1
 PLAIN_SECONDS = 30.0
+BAR_WIDTH = 24
+"""Columns of the bar; a narrow terminal has the figures without it."""
+
 INTERVAL_S = 1.0
 """How often the interval of a running score is computed anew."""
 
@@ -37,6 +40,7 @@ class Tally:
         self.title = title
         self.total = self.done = self.errors = self.in_flight = 0
         self.fresh = 0
+        self.over = False
         self.usd = 0.0
         self._purse: RunPurse | None = None
         self._scores: dict[str, list[float]] = {}
@@ -94,9 +98,15 @@ class Tally:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end at the pace so far; None before there is one."""
-        left = self.total - self.done
-        return self.seconds / self.fresh * left if self.fresh and left else None
+        """Seconds to the end at the pace so far; None before there is one, and after the end.
+
+        A sample in flight counts as half done, or the first of many would seem to have taken all
+        the time for itself.
+        """
+        if not self.fresh or self.over or self.done == self.total:
+            return None
+        begun = self.in_flight / 2
+        return self.seconds / (self.fresh + begun) * (self.total - self.done - begun)
 
     def figures(self) -> dict[str, Any]:
         """Everything, for machines."""
@@ -203,7 +213,7 @@ class PlainProgress(SilentProgress):
 
 
 class LiveProgress(SilentProgress):
-    """One line with a bar, redrawn in place."""
+    """One line, redrawn in place; with a bar where there is room for it."""
 
     def __init__(self, tally: Tally, stream: TextIO) -> None:
         super().__init__(stream)
@@ -232,6 +242,7 @@ class LiveProgress(SilentProgress):
         self._console.print(message, markup=False)
 
     def ended(self) -> None:
+        self._tally.over = True
         if self._live:
             self._live.stop()
             self._live = None
@@ -240,9 +251,13 @@ class LiveProgress(SilentProgress):
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
+        line = self._tally.line()
+        width = min(BAR_WIDTH, self._console.width - len(line) - 3)
+        if width < BAR_WIDTH // 3:
+            return line
         row = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=max(1, self._tally.total), completed=self._tally.done, width=24)
-        row.add_row(bar, self._tally.line())
+        bar = ProgressBar(total=max(1, self._tally.total), completed=self._tally.done, width=width)
+        row.add_row(bar, line)
         return row
 
 
