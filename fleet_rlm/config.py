@@ -58,7 +58,7 @@ class Config(BaseModel):
     sub_model: str | None = None
     """Model that answers sub-queries; the root model when absent."""
 
-    api_base: str | None = None
+    api_base: Annotated[str, Field(pattern="^https?://")] | None = None
     """Endpoint of both models, for OpenAI-compatible servers."""
 
     max_completion_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -134,7 +134,9 @@ def resolve(flags: Mapping[str, Any], env: Mapping[str, str], project: Path) -> 
         for key, value in given.items():
             if key not in Config.model_fields:
                 hint = nearest(key, Config.model_fields)
-                raise UsageError(f"Unknown setting {key!r} in {layer}. {hint}")
+                raise UsageError(
+                    f"Unknown setting {key!r} in {layer}. {hint}", fix="correct the file there"
+                )
             both_tables = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
             values[key] = {**values[key], **value} if both_tables else value
             origin[key] = ENVIRONMENT[key] if layer == "environment" else layer
@@ -145,7 +147,8 @@ def resolve(flags: Mapping[str, Any], env: Mapping[str, str], project: Path) -> 
         key = ".".join(map(str, first["loc"]))
         source = origin[str(first["loc"][0])]
         raise UsageError(
-            f"Setting {key!r} from {source}: {first['msg']}, got {first['input']!r}."
+            f"Setting {key!r} from {source}: {first['msg']}, got {first['input']!r}.",
+            fix=f"another --{key.replace('_', '-')}" if source == "flag" else f"another {source}",
         ) from None
     api_key = next((env[name] for name in API_KEY_VARIABLES if env.get(name)), None)
     return Resolved(config=config, origin=origin, api_key=api_key)
@@ -175,9 +178,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path}: {one_line(str(error))}") from None
+        raise UsageError(
+            f"Cannot read {path}: {one_line(str(error))}", fix="a text file in UTF-8 there"
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {one_line(str(error))}") from None
+        raise UsageError(
+            f"{path} is not valid TOML: {one_line(str(error))}", fix="correct the file there"
+        ) from None
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:

@@ -84,6 +84,9 @@ def test_doctor_prints_the_mend_of_what_fails(command, monkeypatch):
     [
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", "store", "another MLFLOW_TRACKING_URI"),
         ("MLFLOW_TRACKING_URI", "sqlite:////etc/hostname/none.db", "store", "MLFLOW_TRACKING_URI"),
+        ("MLFLOW_TRACKING_URI", "foo://x", "store", "MLFLOW_TRACKING_URI"),
+        ("DSPY_LM_API_BASE", "localhost", "config", "another DSPY_LM_API_BASE"),
+        ("FLEET_RLM_LANDLOCK_ABI", "0", "sandbox", "unset FLEET_RLM_LANDLOCK_ABI"),
         ("FLEET_DATA_DIR", "/etc/hostname/none", "cache", "export FLEET_DATA_DIR="),
         ("DSPY_LM_MODEL", "openai/nobody-sells-it", "price", "--price"),
     ],
@@ -91,7 +94,7 @@ def test_doctor_prints_the_mend_of_what_fails(command, monkeypatch):
 def test_doctor_finds_what_would_fail_later(command, monkeypatch, variable, value, name, mend):
     monkeypatch.setenv(variable, value)
     code, out, _ = command("doctor", "--json")
-    assert code == 2
+    assert code == (5 if name == "sandbox" else 2)
     finding = next(found for found in json.loads(out) if found["name"] == name)
     assert not finding["ok"]
     assert mend in finding["fix"]

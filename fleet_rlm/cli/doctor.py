@@ -14,7 +14,7 @@ from pathlib import Path
 from fleet_rlm.config import Resolved, resolve
 from fleet_rlm.errors import Exit, FleetError, UsageError
 from fleet_rlm.lm.connect import specify_pair
-from fleet_rlm.project import project_dir
+from fleet_rlm.project import project_dir, relative
 from fleet_rlm.report.tables import make_console
 from fleet_rlm.sandbox import modal_account
 from fleet_rlm.sandbox.levels import MODAL, choose
@@ -72,7 +72,7 @@ def examine(start: Path) -> Iterator[Finding]:
     yield _finding("modal", lambda: _modal(resolved))
     yield _finding("store", lambda: _store(resolved, project))
     yield _finding("cache", _caches)
-    yield _disk(project)
+    yield _finding("disk", lambda: _disk(resolved, project))
 
 
 def _python() -> Finding:
@@ -148,15 +148,18 @@ def _caches() -> str:
     return f"datasets in {data_dir()}, dspy's in {dspys}"
 
 
-def _disk(project: Path) -> Finding:
-    free = shutil.disk_usage(project).free
-    ok = free >= SMALLEST_DISK
-    return Finding(
-        name="disk",
-        ok=ok,
-        detail=f"{free / (1 << 30):.1f} GiB free",
-        fix=None if ok else "make room, or give --out DIR on another disk",
-    )
+def _disk(resolved: Resolved, project: Path) -> str:
+    runs = project / resolved.config.runs_dir
+    if not can_make(runs):
+        raise UsageError(f"Cannot write to {runs}.", fix="--out DIR, or `runs_dir` in fleet.toml")
+    there = next(place for place in (runs, *runs.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < SMALLEST_DISK:
+        raise UsageError(
+            f"{free / (1 << 20):,.0f} MiB free for {runs}.",
+            fix="make room, or give --out DIR on another disk",
+        )
+    return f"{free / (1 << 30):.1f} GiB free for {relative(runs)}"
 
 
 def _finding(name: str, look: Callable[[], str]) -> Finding:

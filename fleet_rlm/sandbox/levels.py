@@ -116,7 +116,9 @@ def choose(
         raise UsageError("modal is no box of this machine", fix="fleet_rlm.ModalInterpreter")
     if level not in ("auto", *NAMES):
         known = ("auto", *NAMES, MODAL.name)
-        raise UsageError(f"No sandbox level {level!r}. {nearest(level, known)}")
+        raise UsageError(
+            f"No sandbox level {level!r}. {nearest(level, known)}", fix="--sandbox auto"
+        )
     if sys.platform != "linux":
         raise SandboxUnavailable(
             f"No generated code is run here: the sandbox is part of Linux, and this is "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shlex
 import socket
 import sqlite3
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -17,6 +20,11 @@ from fleet_rlm.errors import UsageError, one_line
 
 EXPERIMENT = "fleet-rlm"
 """The MLflow experiment that runs appear in unless the caller names another."""
+
+SCHEMES = frozenset(
+    ["", "file", "http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc"]
+)
+"""How addresses of MLflow's stores begin, before any driver or profile."""
 
 PROBE_S = 5.0
 """How long a locked or silent store may keep the probe waiting."""
@@ -105,8 +113,10 @@ def probe_store(uri: str) -> None:
     """Find out whether a store can be used, without making anything.
 
     Raises:
-        UsageError: as `prepare_store`; or a server that does not answer.
+        UsageError: as `prepare_store`; a server that does not answer, or no store's address.
     """
+    if re.split(r"[+-]", urlsplit(uri).scheme)[0] not in SCHEMES:
+        raise unusable(uri, ValueError("MLflow has no store with such an address"))
     file = sqlite_file(uri)
     try:
         if is_server(uri) and uri != "databricks":
@@ -124,7 +134,11 @@ def probe_store(uri: str) -> None:
 def can_make(folder: Path) -> bool:
     """Whether files can be written to a folder, itself made if it is not there."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    return there.is_dir() and os.access(there, os.W_OK)
+    try:  # asked of the disk: root has every right, also on one that is read-only
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError:
+        return False
+    return True
 
 
 def _probe_server(uri: str) -> None:
@@ -145,9 +159,12 @@ def unusable(uri: str, error: BaseException) -> UsageError:
         inner = inner.__cause__ or inner.__context__
     refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
     text = str(reason).replace(uri, shown(uri)).rstrip(".")
+    fix = "set MLFLOW_TRACKING_TOKEN" if refused else "another MLFLOW_TRACKING_URI"
+    if getattr(reason, "sqlite_errorname", "") == "SQLITE_NOTADB":
+        file = shlex.quote(str(sqlite_file(uri)))
+        fix = f"mv {file} {file}.broken, and fleet-eval sync RUN for what shall be in the new one"
     return UsageError(
-        f"The MLflow store {shown(uri)} cannot be used: {one_line(text, 200)}.",
-        fix="set MLFLOW_TRACKING_TOKEN" if refused else "another MLFLOW_TRACKING_URI",
+        f"The MLflow store {shown(uri)} cannot be used: {one_line(text, 200)}.", fix=fix
     )
 
 
