@@ -10,13 +10,15 @@ import sys
 import tomllib
 from dataclasses import replace
 
+import datasets
 import pytest
 
+import fleet_rlm
 from fleet_rlm.cli.fetch import fetch_command
 from fleet_rlm.errors import DataError, UsageError
 from fleet_rlm.scoring import score
 from fleet_rlm.suites.fetch import fetch, open_shelf
-from fleet_rlm.suites.manifest import find_manifest, write_manifest
+from fleet_rlm.suites.manifest import find_manifest, load_manifest, write_manifest
 from fleet_rlm.suites.seal import Seal
 from fleet_rlm.suites.shelf import data_dir
 from fleet_rlm.suites.suite import load_suite, parse_suite
@@ -176,7 +178,7 @@ def lay_browsecomp(project):
     rows, corpus = tiny.browsecomp_rows(raw["dataset"]["canary"])
     tiny.write_rows(project / "datasets" / "q.parquet", rows)
     tiny.write_rows(project / "datasets" / "corpus.parquet", corpus)
-    tiny.point_at(project, raw, "q.parquet", "corpus.parquet")
+    fetch(load_manifest(tiny.point_at(project, raw, "q.parquet", "corpus.parquet"), project))
 
 
 def test_browsecomp_is_composed_and_opened_in_memory_only(project):
@@ -409,6 +411,23 @@ def test_ones_own_rows_need_a_manifest_and_no_fetch(project, name):
     assert planned.build().context == ROWS[0]["text"]
     assert scores(planned, "Answer: Blue") == (0, 1)
     assert planned.headline == "robust"
+
+
+def test_a_run_reads_new_rows_in_apart_from_the_process_that_asks_models(project, monkeypatch):
+    path = lay_own(project)
+    text = '[suite]\nname = "mine"\n[[tasks]]\nname = "t"\ndataset = "mine"\nrule = "exact"\n'
+    (project / "evals" / "mine.toml").write_text(text)
+
+    def here(*_, **__):
+        raise AssertionError("gold and all other columns were read into this process")
+
+    monkeypatch.setattr(datasets, "load_dataset", here)
+    good = path.read_text()
+    path.write_text(good.replace('"want"', '"wants"'))
+    with pytest.raises(UsageError, match=r"column 'wants' is not .* 'want'\? Try: correct the"):
+        fleet_rlm.evaluate("direct", "mine", model="sim")
+    path.write_text(good)
+    assert fleet_rlm.evaluate("direct", "mine", model="sim").summary["scored"] == 2
 
 
 def test_csv(project):

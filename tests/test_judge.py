@@ -22,6 +22,8 @@ from fleet_rlm.scoring.judge import (
     read_verdict,
     rubric_text,
 )
+from fleet_rlm.suites.fetch import fetch
+from fleet_rlm.suites.manifest import find_manifest
 from fleet_rlm.suites.sample import Question
 from tests import tiny_datasets as tiny
 from tests.openai_server import openai_server
@@ -161,6 +163,7 @@ def project(tmp_path, monkeypatch):
         '[suite]\nname = "memory"\n[[tasks]]\nname = "m"\ndataset = "longmemeval"\n'
         'rule = "judged:answer"\n'
     )
+    fetch(find_manifest("longmemeval", tmp_path))
     return tmp_path
 
 

@@ -160,6 +160,7 @@ def resume_command(folder: Path, changes: Mapping[str, Any], flags: Mapping[str,
 def _plan(suite: Suite, request: RunRequest) -> Plan:
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"--limit must be at least 1, got {request.limit}.")
+    suite.read_in(os.environ)
     return Plan(suite=suite, samples=suite.plan(limit=request.limit), epochs=request.epochs)
 
 
@@ -311,6 +312,9 @@ def _other_arm(request: RunRequest) -> str:
     for flag in ("model", "sub_model", "api_base"):
         if request.flags.get(flag):
             words += [f"--{flag.replace('_', '-')}", request.flags[flag]]
+    if request.judge:
+        words += ["--judge", request.judge]
+        words += ["--allow-same-judge"] if request.allow_same_judge else []
     if request.corpus:
         words += ["--corpus", request.corpus]
     for assignment in request.overrides:

@@ -106,6 +106,7 @@ def evaluate(
     )
     if judge:
         check_independent(judge, {"root": root.name, "sub": sub.name}, allow_same=allow_same_judge)
+    suite.read_in(os.environ)
     plan = Plan(suite=suite, samples=suite.plan(limit=limit), epochs=epochs)
     runs_dir = project / resolved.config.runs_dir
     folder = Path(out) if out is not None else run_folder(runs_dir, arm, suite)

@@ -202,6 +202,7 @@ def prepare(
         limits=Limits(),
         judge=_judge(recipe, resolved, {"root": root.name, "sub": sub.name}),
     )
+    suite.read_in(os.environ)
     parts = split_suite(
         suite,
         train=recipe.train if recipe.learns else 0,

@@ -24,6 +24,7 @@ from fleet_rlm.suites.shelf import (
     Shelf,
     Stored,
     data_dir,
+    is_fetched,
     read_lock,
     shelf_folder,
     short_digest,
@@ -49,7 +50,7 @@ def open_shelf(manifest: Manifest) -> Shelf:
         UsageError: not fetched, or not what was locked; says the command that mends it.
     """
     lock = read_lock(manifest)
-    if lock is None or not shelf_folder(manifest, lock).is_dir():
+    if lock is None or not is_fetched(manifest):
         if not manifest.is_local:
             what = "was never fetched" if lock is None else "is not on this machine"
             raise UsageError(

@@ -19,7 +19,7 @@ from fleet_rlm.suites.fetch import open_shelf
 from fleet_rlm.suites.generators.base import Draft
 from fleet_rlm.suites.manifest import Manifest, find_manifest, flat
 from fleet_rlm.suites.plan import PlannedSample, WindowCache
-from fleet_rlm.suites.shelf import Shelf, Stored, read_lock, shelf_folder
+from fleet_rlm.suites.shelf import Shelf, Stored, is_fetched, read_lock
 
 if TYPE_CHECKING:
     from fleet_rlm.suites.table import FetchedTable, Headline
@@ -77,10 +77,12 @@ class FetchedTask:
     @property
     def is_ready(self) -> bool:
         """Whether its data is on this machine, or is of one's own and read in when asked for."""
-        if self.manifest.is_local:
-            return True
-        lock = read_lock(self.manifest)
-        return lock is not None and shelf_folder(self.manifest, lock).is_dir()
+        return self.manifest.is_local or is_fetched(self.manifest)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its data is of one's own and was not read in yet."""
+        return self.manifest.is_local and not is_fetched(self.manifest)
 
     def describe(self) -> dict[str, Any]:
         """What decides which samples there are, what they hold and how they count."""

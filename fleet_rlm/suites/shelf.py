@@ -157,6 +157,12 @@ def shelf_folder(manifest: Manifest, lock: Lock) -> Path:
     return data_dir() / f"{manifest.name}-{lock.digest[:16]}"
 
 
+def is_fetched(manifest: Manifest) -> bool:
+    """Whether the data that a manifest's lock names stands on this machine."""
+    lock = read_lock(manifest)
+    return lock is not None and shelf_folder(manifest, lock).is_dir()
+
+
 def _document(db: sqlite3.Connection, name: str, dataset: str) -> str:
     row = db.execute("SELECT text FROM documents WHERE id = ?", (name,)).fetchone()
     if row is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_rlm.errors import UsageError, nearest, not_utf8, unreadable
+from fleet_rlm.suites.apart import fetch_apart
 from fleet_rlm.suites.corpus import Corpus
 from fleet_rlm.suites.fetched import FetchedTask, resolve_fetched
 from fleet_rlm.suites.generators import GENERATORS
@@ -195,6 +196,22 @@ class Suite:
                 f" text itself; tasks that can: {', '.join(able)}"
             )
         return replace(self, corpus=corpus)
+
+    def read_in(self, env: Mapping[str, str]) -> None:
+        """Read in data of one's own that is new, in a process apart: see `fetch_apart`.
+
+        Called before a plan by whatever asks models; `plan` alone would read it in right here.
+
+        Args:
+            env: this process's environment.
+
+        Raises:
+            UsageError: as `fetch`.
+        """
+        found = {task.manifest.path: task for task in self.tasks if isinstance(task, FetchedTask)}
+        for task in found.values():
+            if task.is_new:
+                fetch_apart(task.manifest, env)
 
     def plan(
         self, limit: int | None = None, only: Collection[str] | None = None
