@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -29,13 +30,13 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     done: Future[T] = Future()
     context = contextvars.copy_context()
 
-    def run() -> None:
+    def run() -> Callable[[], None] | None:
         if not done.set_running_or_notify_cancel():
-            return
+            return None
         try:
-            done.set_result(context.run(work))
+            return partial(done.set_result, context.run(work))
         except BaseException as error:  # noqa: BLE001 -- raised again where the result is awaited
-            done.set_exception(error)
+            return partial(done.set_exception, error)
 
     try:
         _idle.pop().put(run)
@@ -45,18 +46,24 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     return asyncio.wrap_future(done)
 
 
-_idle: deque[SimpleQueue[Callable[[], None]]] = deque()
+_Run = Callable[[], Callable[[], None] | None]
+"""Does the work; gives what tells of its outcome, unless nobody waits for it."""
+
+_idle: deque[SimpleQueue[_Run]] = deque()
 """Where threads without work are told of some; the last one to get idle is the first to be told."""
 
 os.register_at_fork(after_in_child=_idle.clear)
 
 
-def _serve(run: Callable[[], None]) -> None:
-    told: SimpleQueue[Callable[[], None]] = SimpleQueue()
+def _serve(run: _Run) -> None:
+    told: SimpleQueue[_Run] = SimpleQueue()
     while True:
-        run()
-        del run  # what it held is not kept by a thread that waits
+        tell = run()
+        # Idle before anybody hears of the outcome: whoever has more work then finds this thread.
         _idle.append(told)
+        if tell is not None:
+            tell()
+        del run, tell  # what they held is not kept by a thread that waits
         try:
             run = told.get(timeout=IDLE_S)
         except Empty:
