@@ -248,6 +248,8 @@ def test_suites_and_their_keys():
         for name, field in generator.params.model_fields.items()
     }
     assert {tuple(row[:3]) for row in table("suites.md", "generator")} == parameters
+    shortest = [[f"`{g.name}`", g.least] for g in GENERATORS.values()]
+    assert table("suites.md", "shortest context of") == shortest
     rules = column("suites.md", "task") | column("scoring.md", "rule")
     assert rules >= {generator.rule for generator in GENERATORS.values()}
 

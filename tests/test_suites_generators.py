@@ -192,6 +192,27 @@ def test_shortest_windows_hold_what_they_promise(name):
         assert all(q.gold == SOLVE[name](made.context, q.query) for q in made.questions)
 
 
+def test_many_lines_in_a_short_text_leave_no_gap():
+    made = build("babi", length=1000, seed=5, window=7, questions=1, task="qa5")
+    assert 950 <= made.tokens == count_tokens(made.context) <= 1000
+
+
+def test_questions_about_code_differ_and_lie_all_over_the_text():
+    tree = str(Path(bank.__file__).parents[2])
+    made = [
+        build("codeqa", length=8000, window=window, questions=8, tree=tree) for window in range(8)
+    ]
+    for window in made:
+        assert len({q.query.partition("? ")[0] for q in window.questions}) == 8
+    places = [question.position for window in made for question in window.questions]
+    quarters = Counter(int(4 * place) for place in places)
+    assert all(quarters[quarter] >= 8 for quarter in range(4))
+    assert Counter(q.gold for window in made for q in window.questions) == Counter(
+        {(x,): 16 for x in "ABCD"}
+    )
+    assert len({window.context for window in made}) == 8
+
+
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_windows_differ_and_repeat(name):
     orders = [{"seed": seed, "window": window} for seed in (0, 1) for window in (0, 1)]

@@ -329,6 +329,11 @@ def test_overrides_keep_the_corpus():
         ({"lengths": [8000, 8000]}, "8,000 stands there twice"),
         ({"questions": 9}, "9 is more than the 8 that aggregate can ask of one window"),
         ({"params.distractors": 200}, "lengths: 8,000 tokens is impossible, at least"),
+        (
+            {"lengths": [1000], "windows": 1},
+            "with lengths=[1000], windows=1: tasks.variables.lengths: 1,000 tokens is impossible,"
+            " at least 1,200 here (1,000, or 40 for each line of a chain), 1,000 with questions",
+        ),
     ],
 )
 def test_bad_overrides_are_one_line(values, message):
@@ -336,6 +341,11 @@ def test_bad_overrides_are_one_line(values, message):
         quickstart().override(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_overrides_count_together():
+    short = quickstart().override({"lengths": [1000], "questions": 1, "windows": 1})
+    assert [sample.build().length for sample in short.plan()] == [1000] * 3
 
 
 def test_a_corpus_where_none_can_be_used_names_the_tasks_that_can():

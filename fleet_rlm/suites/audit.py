@@ -10,7 +10,7 @@ from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
 
-from fleet_rlm.errors import FleetError
+from fleet_rlm.errors import DataError, FleetError, boundary
 from fleet_rlm.scoring import blind_scores, floor, score
 from fleet_rlm.suites.plan import PlannedSample, limited
 from fleet_rlm.suites.sample import AnyQuestion, Sample
@@ -92,11 +92,13 @@ def _check(task: Task, name: str, wrong: list[str], right: str) -> Check:
 
 
 def _wrong_gold(task: Task, seen: Sequence[Seen]) -> list[str]:
-    return [
-        planned.id
-        for planned, sample in seen
-        if task.writer.solve(task.params, sample.context, sample.query) != sample.question.gold
-    ]
+    wrong = []
+    for planned, sample in seen:
+        with boundary(DataError, f"solving {planned.id}"):
+            found = task.writer.solve(task.params, sample.context, sample.query)
+        if found != sample.question.gold:
+            wrong.append(planned.id)
+    return wrong
 
 
 def _lost_by_oracle(seen: Sequence[Seen]) -> list[str]:

@@ -156,13 +156,16 @@ class Suite:
         """
         known = self._settable()
         raw = self.table.model_dump()
-        suite = self
         for key, value in values.items():
             if key not in known:
                 raise UsageError(f"Unknown suite setting {key!r}. {nearest(key, known)}")
             for table, name in _targets(raw, key):
                 table[name] = value
-            suite = _resolve(raw, f"{self.origin} with {key}={value!r}", self.project)
+        if not values:
+            return self
+        # Together: what is impossible for one length may be right for fewer questions.
+        told = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        suite = _resolve(raw, f"{self.origin} with {told}", self.project)
         return replace(suite, origin=self.origin, corpus=self.corpus)
 
     def part(self, part: BankPart) -> Suite:
@@ -335,6 +338,17 @@ def _resolve(raw: dict[str, Any], origin: str, project: Path | None) -> Suite:
     )
 
 
+def _too_short(where: str, length: int, params: Params, table: TaskTable) -> str:
+    """The least length, and what makes it less."""
+    generator = GENERATORS[table.generator]
+    least, alone = (generator.min_length(params, n) for n in (table.questions, 1))
+    told = (
+        f"{where}.lengths: {length:,} tokens is impossible, at least {least:,} here"
+        f" ({generator.least})"
+    )
+    return f"{told}, {alone:,} with questions = 1" if alone < least else told
+
+
 def _resolve_task(table: TaskTable, index: int, raw: dict[str, Any], origin: str) -> Task:
     where = f"{origin}: tasks.{table.name}"
     params = check_params(raw, index, origin)
@@ -346,9 +360,12 @@ def _resolve_task(table: TaskTable, index: int, raw: dict[str, Any], origin: str
         )
     least = generator.min_length(params, table.questions)
     for length in table.lengths:
-        if not least <= length <= MAX_LENGTH:
-            bound = f"at least {least:,}" if length < least else f"at most {MAX_LENGTH:,}"
-            raise UsageError(f"{where}.lengths: {length:,} tokens is impossible, {bound} here")
+        if length < least:
+            raise UsageError(_too_short(where, length, params, table))
+        if length > MAX_LENGTH:
+            raise UsageError(
+                f"{where}.lengths: {length:,} tokens is impossible, at most {MAX_LENGTH:,} here"
+            )
         if table.lengths.count(length) > 1:
             raise UsageError(f"{where}.lengths: {length:,} stands there twice")
     return Task(

@@ -58,6 +58,7 @@ class Aggregate:
     version: ClassVar = 1
     rule: ClassVar = "aggregate"
     uses_corpus: ClassVar = False
+    least: ClassVar = "1,000, and 500 for each label above six"
     max_questions: ClassVar = 8
     params: ClassVar[type[Params]] = AggregateParams
 

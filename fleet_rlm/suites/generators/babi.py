@@ -61,6 +61,7 @@ class Babi:
     version: ClassVar = 1
     rule: ClassVar = "babilong"
     uses_corpus: ClassVar = True
+    least: ClassVar = "1,000, or 20 for each fact"
     max_questions: ClassVar = 3
     params: ClassVar[type[Params]] = BabiParams
 

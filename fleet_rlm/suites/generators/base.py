@@ -97,6 +97,9 @@ class Generator(Protocol[P]):
     uses_corpus: ClassVar[bool]
     """Whether lines are planted in running text, hence also in a user's corpus."""
 
+    least: ClassVar[str]
+    """What `min_length` is made of, in words: tokens."""
+
     max_questions: ClassVar[int]
     """Per window."""
 

@@ -26,6 +26,7 @@ class Chat:
     version: ClassVar = 1
     rule: ClassVar = "dialogue"
     uses_corpus: ClassVar = True
+    least: ClassVar = "1,000, or 100 for each conversation and each of its near-duplicates"
     max_questions: ClassVar = len(WORDS) // 2
     params: ClassVar[type[Params]] = NeedleParams
 

@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -48,6 +48,9 @@ _COMMON = {
 }
 _LEAST = 200  # characters of a file worth showing
 _READ = 40  # files near a depth that a question may be about
+_NEAR = (
+    0.1  # of the text: so far from its depth a question of the wanted kind is better than another
+)
 
 CodeKind = Literal["default", "base", "raises", "caller"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -91,28 +94,31 @@ class Fact(NamedTuple):
     name: str
     about: str
     answer: str
+    line: int
+    """Of the definition that says it, 1 for the file's first."""
 
 
 class Codeqa:
     """Writes `codeqa` windows."""
 
     name: ClassVar = "codeqa"
-    version: ClassVar = 1
+    version: ClassVar = 2
     rule: ClassVar = "choice"
     uses_corpus: ClassVar = False
+    least: ClassVar = "1,000 for each question, or few differ and all lie in one place"
     max_questions: ClassVar = 8
     params: ClassVar[type[Params]] = CodeqaParams
 
     def min_length(self, params: CodeqaParams, questions: int) -> int:
-        return 8000
+        return 1000 * questions
 
     def draft(self, order: Order, params: CodeqaParams) -> Draft:
         tree = read_tree(params.folders)
         for attempt in range(20):
             shown, tokens = _shown(order, f"files {attempt}", params, tree)
-            texts = [HEAD.format(path=path) + text for path, text in shown.items()]
-            questions = tuple(_questions(order, list(shown), texts, shown))
+            questions = tuple(_questions(order, shown))
             if len(questions) == order.questions:
+                texts = [HEAD.format(path=path) + text for path, text in shown.items()]
                 return Draft(blocks=filling.blocks("", texts), tokens=tokens, questions=questions)
         raise DataError(f"codeqa found too few facts for {order.questions} questions")
 
@@ -161,7 +167,10 @@ def _shown(
 ) -> tuple[dict[str, str], int]:
     """Files in random order that fill the window, the last of them perhaps cut."""
     names = sorted(tree.files)
-    order.rng(purpose).shuffle(names)
+    # All windows go round one order of the files, from places far apart: short ones share few.
+    order.shared_rng(purpose).shuffle(names)
+    start = int(spread(order.window, 0.0) * len(names))
+    names = names[start:] + names[:start]
     shown: dict[str, str] = {}
     left = order.length
     passed: list[str] = []
@@ -200,10 +209,15 @@ constructor recursion depth mismatch" when another one began or ended in between
 
 def _cut(text: str, tokens: int) -> str:
     """The first statements of a file that fit; comments between them stay."""
-    lines = text.splitlines(keepends=True)
+    lines = _lines(text)
     ends = [node.end_lineno or 0 for node in _parse(text).body]
     fitting = bisect_right(ends, tokens, key=lambda end: count_tokens("".join(lines[:end])) + 2)
     return "".join(lines[: ends[fitting - 1]]).rstrip("\n") + "\n\n" if fitting else ""
+
+
+def _lines(text: str) -> list[str]:
+    """As the parser counts them: `splitlines` breaks at form feeds too."""
+    return [f"{line}\n" for line in text.split("\n")]
 
 
 def _parse(text: str) -> ast.Module:
@@ -219,10 +233,40 @@ def _parse(text: str) -> ast.Module:
     return ast.Module(body=[], type_ignores=[])
 
 
-def _questions(
-    order: Order, paths: list[str], texts: list[str], shown: dict[str, str]
-) -> Iterator[Question]:
-    facts: dict[str, list[Fact]] = {}
+class _Layout:
+    """Where the files of a window, and what they say, stand: shares of its characters."""
+
+    def __init__(self, shown: dict[str, str]) -> None:
+        self.paths = list(shown)
+        self._shown = shown
+        sizes = [len(HEAD.format(path=path) + text) for path, text in shown.items()]
+        self._starts = list(accumulate(sizes, initial=0))
+        self._said: dict[int, list[tuple[float, Fact]]] = {}
+
+    def away(self, place: int, depth: float) -> float:
+        """How far file `place` is from `depth`; 0 when it spans it."""
+        start, end = (self._starts[i] / self._starts[-1] for i in (place, place + 1))
+        return max(start - depth, depth - end, 0.0)
+
+    def near(self, depth: float) -> list[int]:
+        """The files nearest to `depth`, the nearest first."""
+        return sorted(range(len(self.paths)), key=lambda place: self.away(place, depth))[:_READ]
+
+    def said(self, place: int) -> list[tuple[float, Fact]]:
+        """What file `place` says, and where."""
+        if place not in self._said:
+            path = self.paths[place]
+            begin = self._starts[place] + len(HEAD.format(path=path))
+            lines = list(accumulate(map(len, _lines(self._shown[path])), initial=begin))
+            self._said[place] = [
+                (lines[fact.line - 1] / self._starts[-1], fact)
+                for fact in _facts(_parse(self._shown[path]))
+            ]
+        return self._said[place]
+
+
+def _questions(order: Order, shown: dict[str, str]) -> Iterator[Question]:
+    layout = _Layout(shown)
     asked: set[str] = set()
     for index in range(order.questions):
         slot = (index + order.window) % order.questions
@@ -232,20 +276,45 @@ def _questions(
         kinds = [list(ASK)[(turn + step) % len(ASK)] for step in range(len(ASK))]
         letter = _LETTERS[(order.window + index) % len(_LETTERS)]
         rng = order.rng(f"question {index}")
-        near = sorted(range(len(paths)), key=lambda place: abs(place - int(depth * len(paths))))
-        for kind, place in product(kinds, near[:_READ]):
-            path = paths[place]
-            if path not in facts:
-                facts[path] = list(_facts(_parse(shown[path])))
-            found = [fact for fact in facts[path] if fact.kind == kind]
-            rng.shuffle(found)
-            where = filling.position("", texts, place)
-            made = (_word(rng, path, fact, facts[path], letter, where) for fact in found)
-            question = next((q for q in made if q and q.query not in asked), None)
-            if question:
-                asked.add(question.query)
+        near = layout.near(depth)
+        # The wanted kind first, but not at the price of asking about the same part of every text.
+        tries = [(_NEAR, [kind], place) for kind, place in product(kinds, near)]
+        tries += [(1.0, kinds, place) for place in near]
+        made = (
+            question
+            for reach, some, place in tries
+            if layout.away(place, depth) <= reach
+            for question in _about(rng, layout, place, some, depth, reach, letter)
+        )
+        question = next((q for q in made if _stem(q.query) not in asked), None)
+        if question:
+            asked.add(_stem(question.query))
+            yield question
+
+
+def _about(
+    rng: Random,
+    layout: _Layout,
+    place: int,
+    kinds: list[str],
+    depth: float,
+    reach: float,
+    letter: str,
+) -> Iterator[Question]:
+    """Questions on one file, those whose answer stands nearest to `depth` first."""
+    said = layout.said(place)
+    found = [(abs(at - depth), at, fact) for at, fact in said if fact.kind in kinds]
+    rng.shuffle(found)
+    for distance, at, fact in sorted(found, key=lambda one: one[0]):
+        if distance <= reach:
+            facts = [other for _, other in said]
+            if question := _word(rng, layout.paths[place], fact, facts, letter, at):
                 yield question
-                break
+
+
+def _stem(query: str) -> str:
+    """The question without its options."""
+    return query.partition("? ")[0]
 
 
 def _word(
@@ -285,17 +354,17 @@ def _facts(tree: ast.Module) -> Iterator[Fact]:
             continue
         if isinstance(node, ast.ClassDef):
             if node.bases and _is_plain(ast.unparse(node.bases[0])):
-                yield Fact("base", name, "", ast.unparse(node.bases[0]))
+                yield Fact("base", name, "", ast.unparse(node.bases[0]), node.lineno)
             continue
         for argument, default in _defaults(node):
             if _is_plain(default):
-                yield Fact("default", name, argument, default)
+                yield Fact("default", name, argument, default, node.lineno)
         raised = {_raised(n) for n in ast.walk(node) if isinstance(n, ast.Raise) and n.exc}
         if len(raised) == 1 and (only := raised.pop()):
-            yield Fact("raises", name, "", only)
+            yield Fact("raises", name, "", only, node.lineno)
         calling = callers.get(name, set()) - {name}
         if "." not in name and len(calling) == 1 and (caller := calling.pop()).count(".") < 2:
-            yield Fact("caller", name, "", caller)
+            yield Fact("caller", name, "", caller, node.lineno)
 
 
 def _definitions(
@@ -347,9 +416,10 @@ def _look_up(tree: ast.Module, query: str) -> str:
             if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             calls = [n.func for n in ast.walk(function) if isinstance(n, ast.Call)]
-            if any(getattr(call, "id", None) == name for call in calls) and function.name != name:
-                owners = [owner.name for owner in classes if function in owner.body]
-                calling.append(".".join([*owners, function.name]))
+            owners = [owner.name for owner in classes if function in owner.body]
+            caller = ".".join([*owners, function.name])
+            if any(getattr(call, "id", None) == name for call in calls) and caller != name:
+                calling.append(caller)
         return calling[0]
     node: Any = tree
     for part in name.split("."):

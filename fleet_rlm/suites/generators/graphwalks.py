@@ -48,11 +48,12 @@ class Graphwalks:
     version: ClassVar = 1
     rule: ClassVar = "graphwalks"
     uses_corpus: ClassVar = False
+    least: ClassVar = "900, and 100 for each question"
     max_questions: ClassVar = 16
     params: ClassVar[type[Params]] = GraphwalksParams
 
     def min_length(self, params: GraphwalksParams, questions: int) -> int:
-        return 1000 + 100 * questions
+        return 900 + 100 * questions
 
     def draft(self, order: Order, params: GraphwalksParams) -> Draft:
         head = count_tokens(HEAD)

@@ -52,11 +52,14 @@ class Lookup:
     version: ClassVar = 1
     rule: ClassVar = "infinitebench"
     uses_corpus: ClassVar = True
+    least: ClassVar = "1,000; math_find 2,000; code_run 1,500, or 25 for each call of a chain"
     max_questions: ClassVar = 4
     params: ClassVar[type[Params]] = LookupParams
 
     def min_length(self, params: LookupParams, questions: int) -> int:
-        return 2500
+        if params.task == "code_run":
+            return max(1500, 25 * params.depth * questions)
+        return 2000 if params.task == "math_find" else 1000
 
     def draft(self, order: Order, params: LookupParams) -> Draft:
         match params.task:

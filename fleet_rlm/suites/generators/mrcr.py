@@ -52,11 +52,12 @@ class Mrcr:
     version: ClassVar = 1
     rule: ClassVar = "mrcr"
     uses_corpus: ClassVar = False
+    least: ClassVar = "1,250, or twice what the texts asked for take"
     max_questions: ClassVar = 8
     params: ClassVar[type[Params]] = MrcrParams
 
     def min_length(self, params: MrcrParams, questions: int) -> int:
-        return max(2500, 2 * questions * params.needles * (params.text_tokens + 40))
+        return max(1250, 2 * questions * params.needles * (params.text_tokens + 40))
 
     def draft(self, order: Order, params: MrcrParams) -> Draft:
         rng = order.rng("lines")

@@ -43,6 +43,7 @@ class Needle:
     version: ClassVar = 1
     rule: ClassVar = "needle"
     uses_corpus: ClassVar = True
+    least: ClassVar = "1,000, or 50 for each question and each of its near-duplicates"
     max_questions: ClassVar = len(WORDS)
     params: ClassVar[type[Params]] = NeedleParams
 

@@ -120,11 +120,12 @@ class Pairs:
     version: ClassVar = 1
     rule: ClassVar = "oolong-pairs"
     uses_corpus: ClassVar = False
+    least: ClassVar = "1,000, or 150 for each user, or too few fulfil a rule"
     max_questions: ClassVar = len(SPECS)
     params: ClassVar[type[Params]] = PairsParams
 
     def min_length(self, params: PairsParams, questions: int) -> int:
-        return max(2000, params.users * 7 * _TOKENS)
+        return max(1000, 150 * params.users)
 
     def draft(self, order: Order, params: PairsParams) -> Draft:
         labels = list(params.opened.labels)
@@ -142,7 +143,8 @@ class Pairs:
                 return Draft(blocks=rows.blocks(), tokens=tokens, questions=questions)
         raise DataError(
             f"pairs found no {order.length} tokens with {order.questions} questions that have an"
-            " answer"
+            " answer",
+            fix="more users, or fewer questions",
         )
 
     def solve(self, params: PairsParams, context: str, query: str) -> tuple[str, ...]:

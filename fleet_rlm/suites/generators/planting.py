@@ -9,7 +9,7 @@ from random import Random
 from typing import NamedTuple
 
 from fleet_rlm.errors import DataError
-from fleet_rlm.suites.generators.base import Order
+from fleet_rlm.suites.generators.base import FILL, Order
 from fleet_rlm.suites.passages import Passage, Source
 from fleet_rlm.suites.tokens import count_tokens
 
@@ -47,7 +47,17 @@ def plant(order: Order, lines: Sequence[Line], *, source: Source | None = None) 
     own = sum(count_tokens(f"\n{line.text}\n\n") for line in lines)
     # Counts of joined passages differ from their sum by a token here and there: 0.5 % is kept free.
     source = source or order.source
-    passages = source.passages(order.rng("text"), order.length - own - order.length // 200)
+    tokens = order.length - own - order.length // 200
+    passages = source.passages(order.rng("text"), tokens)
+    summed = own + sum(passage.tokens for passage in passages)
+    planted = _planted(passages, lines)
+    if planted.tokens < FILL * order.length:  # many lines in a short text, each a token less
+        tokens += summed - planted.tokens
+        planted = _planted(source.passages(order.rng("text"), tokens), lines)
+    return planted
+
+
+def _planted(passages: list[Passage], lines: Sequence[Line]) -> Planted:
     ends = list(accumulate((passage.tokens for passage in passages), initial=0))
     gaps: dict[int, list[str]] = {}
     for line in sorted(lines, key=lambda line: line.depth):

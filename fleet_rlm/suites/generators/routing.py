@@ -63,6 +63,7 @@ class Routing:
     version: ClassVar = 1
     rule: ClassVar = "aggregate"
     uses_corpus: ClassVar = False
+    least: ClassVar = "700 for each user, or one sub-query reads what a batch is for"
     max_questions: ClassVar = 1
     params: ClassVar[type[Params]] = RoutingParams
 

@@ -106,11 +106,12 @@ class Ruler:
     version: ClassVar = 1
     rule: ClassVar = "match-all"
     uses_corpus: ClassVar = True
+    least: ClassVar = "750, and 250 for each question"
     max_questions: ClassVar = 8
     params: ClassVar[type[Params]] = RulerParams
 
     def min_length(self, params: RulerParams, questions: int) -> int:
-        return 1000 + 250 * questions
+        return 750 + 250 * questions + 250 * (params.task == "niah_multikey_3")
 
     def draft(self, order: Order, params: RulerParams) -> Draft:
         if params.task == "vt":

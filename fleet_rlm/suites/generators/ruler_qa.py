@@ -55,11 +55,12 @@ class RulerQa:
     version: ClassVar = 1
     rule: ClassVar = "match-part"
     uses_corpus: ClassVar = False
+    least: ClassVar = "950, and 300 for each question"
     max_questions: ClassVar = 8
     params: ClassVar[type[Params]] = RulerQaParams
 
     def min_length(self, params: RulerQaParams, questions: int) -> int:
-        return 1500 + 300 * questions
+        return 950 + 300 * questions
 
     def draft(self, order: Order, params: RulerQaParams) -> Draft:
         documents: list[Document] = []

@@ -45,11 +45,12 @@ class RulerWords:
     version: ClassVar = 1
     rule: ClassVar = "match-all"
     uses_corpus: ClassVar = False
+    least: ClassVar = "1,000"
     max_questions: ClassVar = 1
     params: ClassVar[type[Params]] = RulerWordsParams
 
     def min_length(self, params: RulerWordsParams, questions: int) -> int:
-        return 1500
+        return 1000
 
     def draft(self, order: Order, params: RulerWordsParams) -> Draft:
         make = _common if params.task == "cwe" else _frequent

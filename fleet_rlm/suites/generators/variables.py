@@ -40,6 +40,7 @@ class Variables:
     version: ClassVar = 1
     rule: ClassVar = "variables"
     uses_corpus: ClassVar = True
+    least: ClassVar = "1,000, or 40 for each line of a chain"
     max_questions: ClassVar = 50
     params: ClassVar[type[Params]] = VariablesParams
 
