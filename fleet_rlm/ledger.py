@@ -46,10 +46,28 @@ class Usage:
     """What the cache hits would have cost."""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in _NAMES})
+        return Usage(
+            calls=self.calls + other.calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            usd=self.usd + other.usd,
+            seconds=self.seconds + other.seconds,
+            cache_hits=self.cache_hits + other.cache_hits,
+            saved_usd=self.saved_usd + other.saved_usd,
+        )
 
     def __sub__(self, other: Usage) -> Usage:
-        return Usage(**{name: getattr(self, name) - getattr(other, name) for name in _NAMES})
+        return Usage(
+            calls=self.calls - other.calls,
+            input_tokens=self.input_tokens - other.input_tokens,
+            cached_tokens=self.cached_tokens - other.cached_tokens,
+            output_tokens=self.output_tokens - other.output_tokens,
+            usd=self.usd - other.usd,
+            seconds=self.seconds - other.seconds,
+            cache_hits=self.cache_hits - other.cache_hits,
+            saved_usd=self.saved_usd - other.saved_usd,
+        )
 
     @property
     def tokens(self) -> int:

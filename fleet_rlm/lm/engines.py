@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
@@ -49,6 +50,8 @@ def reach(
             transport=transport,
         )
     )
+    # One name, one route, worked out once and not for each call.
+    engine.resolve = functools.cache(engine.resolve)
     # A custom engine states itself what DSPy would look up for the model's name.
     for ability in ("function_calling", "reasoning", "response_schema"):
         setattr(engine, f"supports_{ability}", getattr(probe, f"supports_{ability}"))

@@ -29,7 +29,7 @@ from dspy.utils.exceptions import (
 from fleet_rlm.errors import LimitReached
 from fleet_rlm.lm.cancel import cancel_scope, check_cancelled
 from fleet_rlm.lm.metered import current_ledger
-from fleet_rlm.program.context_ref import ContextRef
+from fleet_rlm.program.context_ref import ContextRef, shorten
 from fleet_rlm.program.events import DEPTH_SETTING, EVENTS_SETTING, depth, emit
 from fleet_rlm.program.history import DEEPEST, compact
 from fleet_rlm.program.queries import SUB_LM_SETTING, Budget, Queries, QueryRefused
@@ -41,6 +41,9 @@ InterpreterFactory = Callable[[], CodeInterpreter]
 
 RESTARTS = 2
 """Lost sandbox sessions that one answer survives; a third is an outage."""
+
+PREVIEW_CHARS = 1000
+"""Characters of a text that the model is shown at the start, as `dspy.RLM` does."""
 
 RECURSION_DOCS = """\
 - `rlm_query(query, context)` - ask a child that has a REPL of its own and works like you; use it \
@@ -213,8 +216,20 @@ class RLM(dspy.RLM):
         return with_text(learned, "\n\n".join(part for part in parts if part))
 
     def _build_variables(self, **inputs: Any) -> list[REPLVariable]:
-        variables = super()._build_variables(**inputs)
-        return [_described(variable, inputs[variable.name]) for variable in variables]
+        return [self._variable(name, value) for name, value in inputs.items()]
+
+    def _variable(self, name: str, value: Any) -> REPLVariable:
+        if type(value) is str:
+            chars, preview = len(value), shorten(value, PREVIEW_CHARS)
+        elif isinstance(value, ContextRef):
+            chars, preview = value.chars, value.preview
+        else:
+            (other,) = super()._build_variables(**{name: value})
+            return other
+        shown: REPLVariable = _text_variable(self.signature, name).model_copy(
+            update={"total_length": chars, "preview": preview}
+        )
+        return shown
 
     def make_child(self) -> RLM:
         """A program for one child: same guidance, demos, settings, tools and sandbox."""
@@ -529,9 +544,7 @@ def _usual(factory: InterpreterFactory) -> InterpreterFactory:
     return LocalInterpreter if factory is PythonInterpreter else factory
 
 
-def _described(variable: REPLVariable, value: Any) -> REPLVariable:
-    if not isinstance(value, ContextRef):
-        return variable
-    truth = {"type_name": "str", "total_length": value.chars, "preview": value.preview}
-    described: REPLVariable = variable.model_copy(update=truth)
-    return described
+@functools.lru_cache(256)
+def _text_variable(signature: type[dspy.Signature], name: str) -> REPLVariable:
+    """How an input is described that is a text; dspy asks pydantic each time what a text is."""
+    return REPLVariable.from_value(name, "", field_info=signature.input_fields.get(name))

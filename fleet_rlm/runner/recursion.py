@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fleet_rlm.suites.tokens import count_tokens
@@ -42,7 +42,7 @@ class Recursion:
 
     def to_json(self) -> dict[str, int]:
         """By field."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def measure(steps: Sequence[Mapping[str, Any]], context_chars: int) -> Recursion | None:
