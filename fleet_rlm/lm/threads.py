@@ -1,4 +1,4 @@
-"""Blocking work for an event loop: each piece in a daemon thread that has no other meanwhile."""
+"""Blocking work beside the caller: each piece in a daemon thread that has no other meanwhile."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     model call cannot be interrupted, but nobody has to wait for it. It is a daemon, and its result
     is dropped.
     """
+    return asyncio.wrap_future(start_in_thread(work))
+
+
+def start_in_thread(work: Callable[[], T]) -> Future[T]:
+    """The same for a caller without an event loop."""
     done: Future[T] = Future()
     context = contextvars.copy_context()
 
@@ -43,7 +48,7 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     except IndexError:
         name = "fleet-in-thread"
         threading.Thread(target=_serve, args=(run,), name=name, daemon=True).start()
-    return asyncio.wrap_future(done)
+    return done
 
 
 _Run = Callable[[], Callable[[], None] | None]

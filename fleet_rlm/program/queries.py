@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ import dspy
 from dspy.utils.exceptions import format_error_for_lm
 
 from fleet_rlm.lm.cancel import check_cancelled
+from fleet_rlm.lm.threads import start_in_thread
 from fleet_rlm.program.events import emit
 from fleet_rlm.program.recursion import RecursionSettings
 from fleet_rlm.program.trail import SHOWN_CHARS, LlmQuery, Query, account, cut, digest, told
@@ -169,10 +173,29 @@ class Queries:
     def _in_parallel(self, ask: Callable[..., str], inputs: Sequence[tuple[Any, ...]]) -> list[str]:
         if not inputs:
             return []
-        # A context each: DSPy's settings, the ledger and the trace go with every call.
-        with ThreadPoolExecutor(min(self.workers, len(inputs)), "fleet-query") as pool:
-            asked = [pool.submit(contextvars.copy_context().run, ask, *given) for given in inputs]
-            return [_text_or_error(future) for future in asked]
+        asked = [Future[str]() for _ in inputs]
+        waiting = deque(zip(asked, inputs, strict=True))
+
+        def answer() -> None:
+            with suppress(IndexError):
+                while True:
+                    future, given = waiting.popleft()
+                    # A context each: DSPy's settings, the ledger and the trace go with every call.
+                    _settle(future, functools.partial(contextvars.copy_context().run, ask, *given))
+
+        # The caller's thread takes its part: it has nothing else to do.
+        others = [start_in_thread(answer) for _ in range(min(self.workers, len(inputs)) - 1)]
+        answer()
+        for other in others:
+            other.result()
+        return [_text_or_error(future) for future in asked]
+
+
+def _settle(future: Future[Any], ask: Callable[[], Any]) -> None:
+    try:
+        future.set_result(ask())
+    except BaseException as error:  # noqa: BLE001 - raised where the reply is awaited
+        future.set_exception(error)
 
 
 def _within(seconds: float, lm: Any, prompt: str) -> Any:
@@ -181,16 +204,7 @@ def _within(seconds: float, lm: Any, prompt: str) -> Any:
     Raises:
         QueryRefused: it took longer.
     """
-    reply: Future[Any] = Future()
-
-    def ask() -> None:
-        try:
-            reply.set_result(lm(prompt))
-        except BaseException as error:  # noqa: BLE001 - raised where the reply is awaited
-            reply.set_exception(error)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(ask,), name="fleet-call", daemon=True).start()
+    reply = start_in_thread(lambda: lm(prompt))
     try:
         return reply.result(seconds)
     except TimeoutError:
