@@ -13,6 +13,7 @@ import dspy
 
 from fleet_rlm.ledger import Ledger, Role, Usage
 from fleet_rlm.lm.cancel import cancel_scope
+from fleet_rlm.lm.plain import Plain, ask, is_plain
 from fleet_rlm.lm.prices import Price
 from fleet_rlm.lm.threads import in_thread
 from fleet_rlm.lm.throttle import TRIES, Attempts, Gate
@@ -68,6 +69,7 @@ class MeteredLM(dspy.LM):
         self.gate = gate or Gate()
         self._abort = abort
         self._tries = tries
+        self._plain: Plain | None = None
 
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
         attempts = Attempts(self.gate, current_ledger(), self._tries)
@@ -76,7 +78,7 @@ class MeteredLM(dspy.LM):
             started = time.monotonic()
             try:
                 with self._abortable():
-                    reply = super().__call__(prompt, **kwargs)
+                    reply = self._ask(prompt, kwargs)
             except BaseException as error:  # noqa: BLE001 - `failed` raises what is not retried
                 again, why = attempts.failed(error), error
             else:
@@ -84,6 +86,15 @@ class MeteredLM(dspy.LM):
                 self._book_time(started)
                 return reply
             attempts.wait(again, why)
+
+    def _ask(self, prompt: Any, given: dict[str, Any]) -> Any:
+        if is_plain(self):
+            if self._plain is None or not self._plain.fits(self):
+                self._plain = Plain(self)
+            request = self._plain.request(self, prompt, given)
+            if request is not None:
+                return ask(self, request, given.get("messages"))
+        return super().__call__(prompt, **given)
 
     async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
         if dspy.settings.send_stream is None:
@@ -109,11 +120,12 @@ class MeteredLM(dspy.LM):
         """
         ledger = current_ledger()
         usage = entry.get("usage") or {}
-        last_usage.set(self._cost(usage) if usage else None)
+        cost = self._cost(usage) if usage else None
+        last_usage.set(cost)
         if ledger is None:
             return
-        if usage:
-            ledger.book(self.role, self._cost(usage))
+        if cost is not None:
+            ledger.book(self.role, cost)
         elif original := _cached_usage(entry.get("response")):
             would_be = self._cost(original)
             ledger.book(self.role, Usage(calls=1, cache_hits=1, saved_usd=would_be.usd))
