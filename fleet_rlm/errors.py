@@ -169,7 +169,7 @@ def boundary(owner: type[SampleError], doing: str) -> Iterator[None]:
         yield
     except FleetError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever the owner's code raises, the owner answers for it
         raise owner(f"{doing}: {type(error).__name__}: {error}") from error
 
 

@@ -9,7 +9,7 @@ import pytest
 from dspy.utils import parallelizer
 from scripted import fields, scripted_lm
 
-from fleet_rlm.errors import BudgetExhausted, ProviderError
+from fleet_rlm.errors import BudgetExhausted, ProgramError, ProviderError, ScorerError
 from fleet_rlm.search.evaluator import Evaluator, Stop, evaluating
 
 
@@ -134,6 +134,24 @@ def test_a_failure_is_missing_and_the_mean_is_over_the_rest():
         assert [score for *_, score in found.results] == [1.0, 1.0, 1.0, 0.0, 1.0]
         with pytest.raises(Stop, match="1 of 5"):
             Evaluator(devset=examples(5), metric=exact, min_coverage=0.9)(Counted())
+
+
+def test_a_bug_is_told_as_whose_it_is():
+    def broken(**_):
+        raise LookupError("nothing there")
+
+    with pytest.raises(ProgramError, match=r"3 of 3 .* LookupError: nothing there"), evaluating():
+        Evaluator(devset=examples(3), metric=exact)(broken)
+
+    def picky(example, prediction, _trace=None):
+        return 1.0 if example.question != "q3" else prediction.colour
+
+    with (
+        dspy.context(lm=scripted_lm(right)),
+        pytest.raises(ScorerError, match=r"the metric: AttributeError.*colour"),
+        evaluating(),
+    ):
+        Evaluator(devset=examples(9), metric=picky)(Counted())
 
 
 def test_a_spent_budget_ends_the_optimizer():

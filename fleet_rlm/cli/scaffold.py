@@ -134,7 +134,7 @@ def init_project(
     )
     try:
         lock = fetch(load_manifest(manifest, project)).lock
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the next try would meet a manifest without its data
         manifest.unlink()
         raise
     texts = _texts(name, lock)

@@ -105,7 +105,7 @@ class MeteredLM(dspy.LM):
         started = time.monotonic()
         try:
             reply = await super().acall(prompt, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # a cancelled call, too, gives its place at the gate back
             attempts.failed(error)
             raise
         attempts.ended()

@@ -153,7 +153,7 @@ class Queries:
             try:
                 found = (_within(self.timeout_s, lm, prompt) if self.timeout_s else lm(prompt))[0]
                 reply = str(found["text"] if isinstance(found, dict) else found)
-            except Exception as error:
+            except Exception as error:  # any: it is noted, and raised again
                 failure = told(error)
                 raise
             finally:

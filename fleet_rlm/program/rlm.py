@@ -485,7 +485,7 @@ class _Run:
             try:
                 found = child.answer()
                 answer, stop = "" if found.answer is None else str(found.answer), found.stop
-            except Exception as error:
+            except Exception as error:  # any: it is noted, and raised again
                 failure = told(error)
                 raise
             finally:

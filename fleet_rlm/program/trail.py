@@ -170,7 +170,7 @@ class Trail:
         with account() as spent:
             try:
                 yield results
-            except Exception as error:
+            except Exception as error:  # any: it is noted, and raised again
                 failure = told(error)
                 raise
             finally:

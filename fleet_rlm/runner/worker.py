@@ -75,7 +75,7 @@ class ProcessShard:
         self._lock = threading.Lock()
         try:
             content = cloudpickle.dumps(setup)
-        except Exception as error:
+        except Exception as error:  # the user's classes pickle themselves
             raise UsageError(
                 f"The program cannot be sent to another process: {one_line(str(error), 200)}",
                 fix="--workers 1",

@@ -1055,7 +1055,7 @@ class Channel:
             self._waiting[id(box)] = box
             try:
                 got = self._receive(box)
-            except BaseException:
+            except BaseException:  # an interrupt, too, must not leave the others without a leader
                 del self._waiting[id(box)]
                 self._pass_lead()
                 raise

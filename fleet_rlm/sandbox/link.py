@@ -195,7 +195,7 @@ class Link(ABC):
         try:
             with share.lock:
                 return share, 0 if share.number else self._send_share(share, shipment)
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves no share that nobody gives back
             self._shares.release(share, lost=True)
             raise
 
@@ -205,7 +205,7 @@ class Link(ABC):
         try:
             parcel.pack()
             carried = self.carry(parcel)
-        except BaseException:
+        except BaseException:  # nor a descriptor
             parcel.close_fds()
             raise
         specs = [{key: spec[key] for key in spec if key != "name"} for spec in parcel.specs]

@@ -196,7 +196,7 @@ async def _kit(recipe: Recipe) -> Kit:
         _KITS[key] = asyncio.ensure_future(_make_kit(recipe))
     try:
         return await asyncio.shield(_KITS[key])
-    except Exception:  # raised again: the next create tries anew
+    except Exception:  # any: raised again, and the next create tries anew
         _KITS.pop(key, None)
         raise
 

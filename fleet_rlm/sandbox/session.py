@@ -376,7 +376,7 @@ class Session:
             try:
                 self._send_cell(cell, code, variables or {}, fields)
                 return self._wait(cell)
-            except BaseException:
+            except BaseException:  # Ctrl-C too: the cell must not run on
                 self._abandon(cell)
                 raise
             finally:
@@ -426,7 +426,7 @@ class Session:
             payload = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
             if len(payload) > driver.MAX_FRAME:
                 raise SandboxError(f"code and small inputs of one cell take {len(payload):,} bytes")
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves none of its values held
             self._inputs.discard(shipment)
             raise
         self._fresh = False
@@ -558,7 +558,7 @@ class Session:
                     self._result(cell, frame.payload)
         except SandboxError:  # lost meanwhile; what `execute` raises says more
             return
-        except BaseException:
+        except BaseException:  # a second Ctrl-C: the session ends instead of its cell
             self._give_up("it was abandoned")
             raise
 

@@ -85,7 +85,7 @@ def _sealed() -> Iterator[int]:
             fd = os.dup(file.fileno())
     try:
         yield fd
-    except BaseException:
+    except BaseException:  # an interrupt, too, leaves no descriptor behind
         os.close(fd)
         raise
     if memory:
@@ -301,7 +301,7 @@ class Inputs:
                 raise DataError(
                     f"{len(shipment.large)} large inputs in one cell, at most {MAX_BLOBS}"
                 )
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves none of its values held
             self.discard(shipment)
             raise
         return shipment

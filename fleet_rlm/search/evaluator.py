@@ -19,7 +19,8 @@ from typing import Any
 import dspy
 from dspy.evaluate.evaluate import EvaluationResult
 
-from fleet_rlm.errors import BudgetExhausted, ProviderError, one_line
+from fleet_rlm.errors import BudgetExhausted, SampleError, ScorerError, one_line
+from fleet_rlm.runner.attempt import own_failure
 
 USERS = (
     "dspy.teleprompt.bettertogether",
@@ -73,7 +74,7 @@ class Evaluator(dspy.Evaluate):
             `failure_score`, and counts for nothing in the mean.
 
         Raises:
-            Stop: too few examples got a score, or the run's money is spent.
+            Stop: too few examples got a score, the metric is broken, or the run's money is spent.
         """
         examples = list(self.devset if devset is None else devset)
         judge = metric or self.metric
@@ -83,8 +84,9 @@ class Evaluator(dspy.Evaluate):
         if len(scores) < max(1.0, self._min_coverage * len(examples)):
             first = failures[0]
             message = f"{type(first).__name__}: {one_line(str(first), 200)}"
+            owner = type(first if isinstance(first, SampleError) else own_failure(first))
             raise Stop(
-                ProviderError(
+                owner(
                     f"{len(failures)} of {len(examples)} examples failed, which is no evidence"
                     f" against a candidate. The first: {message}"
                 )
@@ -103,11 +105,20 @@ class Evaluator(dspy.Evaluate):
         def one(example: dspy.Example) -> tuple[Any, dspy.Prediction, Exception | None]:
             try:
                 prediction = program(**example.inputs())
-                return metric(example, prediction), prediction, None
             except BudgetExhausted as error:
                 raise Stop(error) from error
             except Exception as error:  # noqa: BLE001 - kept apart from the scores
                 return None, dspy.Prediction(), error
+            try:
+                return metric(example, prediction), prediction, None
+            except BudgetExhausted as error:
+                raise Stop(error) from error
+            except dspy.LMError as error:  # a judge's service
+                return None, prediction, error
+            except Exception as error:
+                # A bug, which no other example mends: left out of the mean, it would go unseen.
+                message = f"the metric: {type(error).__name__}: {one_line(str(error), 200)}"
+                raise Stop(ScorerError(message)) from error
 
         pool = ThreadPoolExecutor(min(self._concurrency, max(1, len(examples))), "fleet-example")
         try:
@@ -132,7 +143,9 @@ def evaluating(*, concurrency: int = 8, min_coverage: float = 0.8) -> Iterator[N
         min_coverage: share of the examples of one evaluation that must get a score.
 
     Raises:
-        ProviderError: too few examples of an evaluation got a score.
+        SampleError: too few examples of an evaluation got a score: `ProviderError`, `SandboxError`
+            or `ProgramError` by what failed first.
+        ScorerError: the metric raised.
         BudgetExhausted: the run's money is spent.
     """
     ours = partial(Evaluator, concurrency=concurrency, min_coverage=min_coverage)

@@ -134,7 +134,7 @@ class Engine:
                 yield
             except FleetError:
                 raise
-            except Exception as error:
+            except Exception as error:  # the served program's own, whatever it is
                 raise own_failure(error) from error
 
     def call(
