@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -234,11 +235,17 @@ def test_programs_and_settings():
 
 
 def test_suites_and_their_keys():
+    from fleet_rlm.report.tables import short_length
     from fleet_rlm.suites.generators import GENERATORS
     from fleet_rlm.suites.table import SuiteTable, TaskTable
 
     built_in = {path.stem for path in (ROOT / "evals").glob("*.toml")}
     assert column("suites.md", "suite") | column("datasets.md", "suite") == built_in
+    for name, _, contexts in table("suites.md", "suite"):
+        tasks = tomllib.loads((ROOT / "evals" / f"{name.strip('`')}.toml").read_text())["tasks"]
+        lengths = sorted(length for task in tasks for length in task["lengths"])
+        shown = re.findall(r"\d+[kM]", contexts.replace("tokens", ""))
+        assert [shown[0], shown[-1]] == [short_length(lengths[0]), short_length(lengths[-1])], name
     fields = {"suite": SuiteTable.model_fields, "tasks": TaskTable.model_fields}
     keys = {f"{part}.{name}" for part, found in fields.items() for name in found}
     assert column("suites.md", "key") == keys

@@ -147,5 +147,6 @@ def _show(result: JobResult, label: str | None, *, as_json: bool) -> None:
     with_sub = f" --sub-model {sub}" if sub not in {None, result.winner["model"]} else ""
     print(f"bundle    {bundle}")
     print(f"serve     fleet-rlm serve-api --bundle {bundle}{with_sub}")
-    promote = f"fleet-optimize promote {relative(result.folder)} --alias champion"
+    forced = ' --force "why"' if verdict.reason == "unproven" else ""
+    promote = f"fleet-optimize promote {relative(result.folder)} --alias champion{forced}"
     print(f"promote   {promote}", flush=True)

@@ -124,16 +124,19 @@ def print_suites(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in ("suite", "samples", "contexts", "lengths", "from", "about"):
         table.add_column(name, justify="right" if name in {"samples", "contexts"} else "left")
     for row in rows:
-        lengths = ", ".join(map(short_length, row["lengths"]))
+        ends = dict.fromkeys([*row["lengths"][:1], *row["lengths"][-1:]])
+        lengths = " to ".join(map(short_length, ends))
         about = row["description"]
         table.add_row(
             row["name"],
-            *(str(row[key] or "not fetched") for key in ("samples", "contexts")),
+            *(str(row[key] or "-") for key in ("samples", "contexts")),
             lengths,
             row["origin"],
             about,
         )
     console.print(table)
+    if not all(row["samples"] for row in rows):
+        console.print("-  not on this machine yet: fleet-eval fetch NAME", markup=False)
 
 
 def print_recipe_list(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

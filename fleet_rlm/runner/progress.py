@@ -138,7 +138,7 @@ class Tally:
         if self.in_flight:
             parts.append(f"{self.in_flight} in flight")
         if live.get("sandboxes"):
-            parts.append(f"{live['sandboxes']} sandboxes")
+            parts.append(f"{live['sandboxes']} sandbox{'es' if live['sandboxes'] > 1 else ''}")
         if live.get("queued"):
             parts.append(f"[{live['queued']} wait for a sandbox]")
         if live.get("call_limit"):
