@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
+import json
 import os
 import re
 import shlex
@@ -19,7 +21,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from openai_server import openai_server
+from rich.console import Console
 from warm import warm
+
+from fleet_rlm.lm.simulated import LABEL
+from fleet_rlm.report.tables import NARROWEST, print_result, short_length
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -129,13 +135,21 @@ def run(command: Sequence[str], project: Path, **env: str) -> None:
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_notebook_shows_what_it_prints(tmp_path):
-    """After a change, `jupyter-execute --inplace` it."""
+def test_the_notebook_shows_what_it_prints_and_the_readme_the_same_run(tmp_path):
+    """After a change, `jupyter-execute --inplace` it, and paste what `make demo` prints."""
     shown = nbformat.read(ROOT / "docs" / "tutorials" / "first_comparison.ipynb", 4)
     ran = copy.deepcopy(shown)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(ran, timeout=100, kernel_name="python3", resources=resources).execute()
     assert [texts(cell) for cell in ran.cells] == [texts(cell) for cell in shown.cells]
+    printed = io.StringIO()
+    summary = json.loads((tmp_path / "runs" / "rlm" / "summary.json").read_text())
+    print_result(Console(file=printed, width=NARROWEST), summary, LABEL)
+    (pasted,) = [block.text for block in blocks(ROOT / "README.md") if block.language == "text"]
+    result = pasted.partition("next  ")[0].splitlines()
+    level = next(line for line in result if "sandbox" in line)
+    lines = {line.rstrip() for line in printed.getvalue().splitlines()}
+    assert [line for line in result if line != level and line not in lines] == []
 
 
 def texts(cell: nbformat.NotebookNode) -> list[str]:
@@ -235,7 +249,6 @@ def test_programs_and_settings():
 
 
 def test_suites_and_their_keys():
-    from fleet_rlm.report.tables import short_length
     from fleet_rlm.suites.generators import GENERATORS
     from fleet_rlm.suites.table import SuiteTable, TaskTable
 
@@ -344,7 +357,6 @@ def test_models_and_their_environment():
 
 
 def test_the_skills_of_the_simulated_model():
-    from fleet_rlm.lm.simulated import LABEL
     from fleet_rlm.lm.simulated.skill import ABILITIES, label_error, reading_skill
 
     assert LABEL in (ROOT / "docs" / "models.md").read_text()
