@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -85,8 +86,11 @@ def test_a_dataset_is_pinned_at_its_commit_and_held_to_it(hub, tmp_path, monkeyp
     text = path.read_text()
     path.write_text("\n".join(x for x in text.splitlines() if not x.startswith("revision")))
     put(hub, tmp_path, "zai-org/LongBench-v2", {"data.json": tiny.longbench_rows()})
-    refused = error_line(cli(tmp_path, hub, "fetch", "longbench-v2"))
-    assert "source.revision: is missing" in refused
+    # A missing revision is refused: see test_datasets.
+    done = cli(tmp_path, hub, "init", "zai-org/LongBench-v2", "--name", "own")
+    assert "2 questions on 2 contexts" in done.stdout, done.stderr
+    own = tomllib.loads((tmp_path / "datasets" / "own.toml").read_text())
+    assert own["source"] == {"hub": "zai-org/LongBench-v2", "revision": hub.commit}
     done = cli(tmp_path, hub, "fetch", "longbench-v2", "--pin")
     assert "2 questions on 2 contexts" in done.stdout, done.stderr
     assert json.loads((tmp_path / "datasets" / "longbench-v2.lock").read_text())["revision"] == (
@@ -106,5 +110,6 @@ def test_a_dataset_is_pinned_at_its_commit_and_held_to_it(hub, tmp_path, monkeyp
     assert "gold_sha256 was" in changed
     hub.commit = "e" * 40
     gone = error_line(cli(tmp_path, hub, "fetch", "longbench-v2"))
-    assert "longbench-v2" in gone
-    assert "Traceback" not in gone
+    assert "longbench-v2.toml: reading zai-org/LongBench-v2" in gone
+    assert "Revision 'cccc" in gone
+    assert "Try: correct its name, commit and files" in gone

@@ -1,4 +1,4 @@
-"""`fleet-eval init`: a project around a file of questions, whole or not at all."""
+"""`fleet-eval init`: a project around questions, whole or not at all."""
 
 import json
 import tomllib
@@ -59,12 +59,17 @@ def test_a_project_is_written_that_runs(questions, project, command):
         2,
         "error: evals/our-questions.toml exists already. Try: fleet-eval init FILE --name OTHER\n",
     )
+    second = command("init", questions, "--context", "doc", "--name", "other")
+    assert second.returncode == 0, second.stderr
+    assert Path("evals/other.toml").exists()
+    assert "run our-questions" in Path(".github/workflows/gate.yml").read_text(), "as it was"
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["nothing.jsonl"], "No file 'nothing.jsonl'"),
+        (["our questions.jsonl", "--split", "test"], "are for a Hugging Face dataset"),
         (["our questions.jsonl"], "no column that looks like the context; it has doc, query, gold"),
         (["our questions.jsonl", "--context", "dock"], "no column 'dock'"),
         (["our questions.jsonl", "--context", "doc", "--answer", "doc"], "gold column"),

@@ -41,7 +41,11 @@ def home(context: typer.Context) -> None:
 @app.command()
 def init(
     data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Questions: JSONL, JSON, CSV or Parquet.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="Questions: JSONL, JSON, CSV or Parquet; or owner/name of a Hugging Face dataset.",
+        ),
     ],
     name: Annotated[
         str | None, typer.Option(help="Of suite and recipe. [default: the file's]")
@@ -49,12 +53,18 @@ def init(
     context: Annotated[str | None, typer.Option(help="Column of the text to answer from.")] = None,
     question: Annotated[str | None, typer.Option(help="Column of the question.")] = None,
     answer: Annotated[str | None, typer.Option(help="Column of the gold answer.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Configuration of the Hugging Face dataset.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Its split. [default: train]")] = None,
 ) -> int:
     """Make this folder a project around your questions: suite, dataset, recipe and CI gate."""
-    from fleet_rlm.cli.scaffold import init_project
+    from fleet_rlm.cli.scaffold import Questions, init_project
 
     columns = {"context": context, "question": question, "answer": answer}
-    return init_project(Path.cwd(), data, name=name, columns=columns)
+    return init_project(
+        Path.cwd(), Questions(data=data, name=name, columns=columns, config=config, split=split)
+    )
 
 
 @app.command("list")

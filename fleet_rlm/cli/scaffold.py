@@ -1,15 +1,18 @@
-"""`fleet-eval init`: a project around a file of questions, ready to score, compile and gate."""
+"""`fleet-eval init`: a project around questions of one's own, ready to score, compile and gate."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fleet_rlm.errors import Exit, UsageError
 from fleet_rlm.suites.fetch import fetch
-from fleet_rlm.suites.hub import local_columns
-from fleet_rlm.suites.manifest import load_manifest, write_manifest
+from fleet_rlm.suites.hub import head_revision, hub_columns, local_columns
+from fleet_rlm.suites.manifest import is_hub_id, load_manifest, write_manifest
 from fleet_rlm.suites.shelf import Lock
 
 ROLES = {
@@ -93,45 +96,54 @@ mlartifacts/
 """
 
 
-def init_project(
-    project: Path, data: Path, *, name: str | None, columns: dict[str, str | None]
-) -> int:
-    """Write a project around a file of questions; gives the exit code.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What a project is made around: a row is a question with its context and gold answer."""
 
-    The data are read as a whole first, so that what is written can be run.
+    data: str
+    """A JSONL, JSON, CSV or Parquet file, or "owner/name" of a Hugging Face dataset."""
+
+    name: str | None
+    """Of suite, dataset and recipe; of the data when absent."""
+
+    columns: Mapping[str, str | None]
+    """Role -> column; roles without one are found by their usual names."""
+
+    config: str | None = None
+    """Configuration of a Hugging Face dataset."""
+
+    split: str | None = None
+    """Its split; "train" when absent."""
+
+
+def init_project(project: Path, questions: Questions) -> int:
+    """Write a project around questions; gives the exit code.
+
+    The data are read as a whole first, so that what is written can be run. Of a Hugging Face
+    dataset the current commit is taken and written down.
 
     Args:
         project: the folder to write into.
-        data: JSONL, JSON, CSV or Parquet; a row is a question with its context and gold answer.
-        name: of suite, dataset and recipe; of the file when absent.
-        columns: role -> column; roles without one are found by their usual names.
+        questions: where they are.
 
     Raises:
-        UsageError: no such file, a role without a column, a row that cannot be read, or a file of
+        UsageError: no such data, a role without a column, a row that cannot be read, or a file of
             the project that is there already.
     """
-    if not data.is_file():
-        raise UsageError(f"No file {str(data)!r}.", fix="fleet-eval init FILE")
-    name = _name(name or data.stem)
-    files = {
-        place: project / place
-        for place in (
-            f"evals/{name}.toml",
-            f"datasets/{name}.toml",
-            f"optimize/{name}.toml",
-            ".github/workflows/gate.yml",
+    is_hub = is_hub_id(questions.data) and not Path(questions.data).exists()
+    if not is_hub and not Path(questions.data).is_file():
+        raise UsageError(
+            f"No file {questions.data!r}.",
+            fix="fleet-eval init FILE, or owner/name of a Hugging Face dataset",
         )
-    }
-    for place, path in files.items():
-        if path.exists():
+    name = _name(questions.name or Path(questions.data).stem)
+    for folder in ("evals", "datasets", "optimize"):
+        place = f"{folder}/{name}.toml"
+        if (project / place).exists():
             raise UsageError(f"{place} exists already.", fix="fleet-eval init FILE --name OTHER")
-    chosen = _choose(local_columns(data), columns, data)
-    manifest = write_manifest(
-        project / "datasets",
-        name,
-        source=os.path.relpath(data.resolve(), (project / "datasets").resolve()),
-        **chosen,
-    )
+    source, found = _hub_source(questions) if is_hub else _file_source(questions, project)
+    chosen = _choose(found, questions)
+    manifest = write_manifest(project / "datasets", name, **source, **chosen)
     try:
         lock = fetch(load_manifest(manifest, project)).lock
     except BaseException:  # Ctrl-C too: the next try would meet a manifest without its data
@@ -147,6 +159,24 @@ def init_project(
     return Exit.OK
 
 
+def _file_source(questions: Questions, project: Path) -> tuple[dict[str, Any], list[str]]:
+    """What `write_manifest` needs to know, and the columns."""
+    if questions.config or questions.split:
+        raise UsageError(
+            "--config and --split are for a Hugging Face dataset", fix="fleet-eval init FILE"
+        )
+    path = Path(questions.data)
+    place = os.path.relpath(path.resolve(), (project / "datasets").resolve())
+    return {"source": place}, local_columns(path)
+
+
+def _hub_source(questions: Questions) -> tuple[dict[str, Any], list[str]]:
+    hub, config, split = questions.data, questions.config, questions.split
+    revision = head_revision(hub, f"fleet-eval init {hub}")
+    found = hub_columns(hub, revision, config, split or "train")
+    return {"source": hub, "revision": revision, "config": config, "split": split}, found
+
+
 def _name(text: str) -> str:
     name = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")
     if not name:
@@ -154,15 +184,15 @@ def _name(text: str) -> str:
     return name
 
 
-def _choose(found: list[str], given: dict[str, str | None], data: Path) -> dict[str, str]:
+def _choose(found: list[str], questions: Questions) -> dict[str, str]:
     """Role -> column."""
     chosen = {}
     for role, usual in ROLES.items():
-        column = given[role] or next((c for c in usual if c in found), None)
+        column = questions.columns[role] or next((c for c in usual if c in found), None)
         if column not in found:
             what = f"no column {column!r}" if column else f"no column that looks like the {role}"
             raise UsageError(
-                f"{data} has {what}; it has {', '.join(found)}.", fix=f"--{role} COLUMN"
+                f"{questions.data} has {what}; it has {', '.join(found)}.", fix=f"--{role} COLUMN"
             )
         chosen[role] = column
     return chosen

@@ -306,7 +306,7 @@ def _revisions(manifest: Manifest, old: Lock | None, pin: bool) -> tuple[str | N
         elif revision := source.revision or locked:
             found.append(revision)
         elif pin:
-            found.append(head_revision(manifest, source))
+            found.append(head_revision(source.hub, f"fleet-eval fetch {manifest.name} --pin"))
         else:
             raise UsageError(
                 f"{manifest.path}: {where}.revision: is missing and nothing is locked yet",

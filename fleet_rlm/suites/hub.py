@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,24 @@ def read_rows(
                 }
 
 
-def head_revision(manifest: Manifest, source: SourceTable) -> str:
-    """The commit that the dataset's main branch is at.
+def head_revision(hub: str, retry: str) -> str:
+    """The commit that the main branch of a Hugging Face dataset is at.
+
+    Args:
+        hub: "owner/name".
+        retry: the command to give again on a machine with network, for messages.
 
     Raises:
-        UsageError: it cannot be reached.
+        UsageError: it cannot be reached, or is not there.
     """
     # datasets is built on it, and has no call of its own for this.
     from huggingface_hub import HfApi
 
-    with _readable(manifest, source):
-        revision = HfApi().dataset_info(str(source.hub)).sha
+    _be_quiet()
+    with _reached(hub, retry), boundary(DataError, f"reading {hub}"):
+        revision = HfApi().dataset_info(hub).sha
     if not revision:
-        raise UsageError(f"{manifest.path}: {source.hub} names no commit")
+        raise UsageError(f"{hub} has no commit", fix="name another dataset")
     return revision
 
 
@@ -76,20 +82,44 @@ def local_columns(path: Path) -> list[str]:
     Raises:
         UsageError: its name tells no format, or it cannot be read as such.
     """
-    import datasets
-
     kind = FORMATS.get(path.suffix)
     if kind is None:
         raise UsageError(f"The name of {path} does not end in {', '.join(FORMATS)}.")
     if kind == "csv":
         return _header(str(path))
-    _be_quiet()
     try:
-        with boundary(DataError, f"reading {path}"):
-            found = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
-            return list(found.column_names or next(iter(found), {}))
+        return _columns(f"reading {path}", path=kind, data_files=str(path), split="train")
     except DataError as error:
         raise UsageError(error.message, fix="correct the file") from error
+
+
+def hub_columns(hub: str, revision: str, config: str | None, split: str) -> list[str]:
+    """The columns of a Hugging Face dataset.
+
+    Args:
+        hub: "owner/name".
+        revision: its commit.
+        config: its configuration, where it has several.
+        split: "train", "test" or as its page names it.
+
+    Raises:
+        UsageError: it cannot be reached or read, or lacks the configuration or the split.
+    """
+    given = {"path": hub, "name": config, "revision": revision, "split": split}
+    try:
+        with _reached(hub, f"fleet-eval init {hub}"):
+            return _columns(f"reading {hub}", **given)
+    except DataError as error:
+        raise UsageError(error.message, fix="--config and --split as its page has them") from error
+
+
+def _columns(doing: str, **given: Any) -> list[str]:
+    import datasets
+
+    _be_quiet()
+    with boundary(DataError, doing):
+        found = datasets.load_dataset(**given, streaming=True)
+        return list(found.column_names or next(iter(found), {}))
 
 
 def _open(
@@ -131,9 +161,11 @@ def _open(
 
 def _be_quiet() -> None:
     import datasets
+    import huggingface_hub
 
-    # What it logs of a broken file stands in our one line, too.
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    # What they log of a broken file or a failed request stands in our one line, too.
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity(logging.CRITICAL)
     # Otherwise every load sends a HEAD request to the Hub, for one's own files too.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
@@ -179,14 +211,33 @@ def _value(role: str, names: str | list[str], row: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _readable(manifest: Manifest, source: SourceTable) -> Iterator[None]:
+    retry = f"fleet-eval fetch {manifest.name}"
+    reached = _reached(source.hub, retry) if source.hub else nullcontext()
+    doing = f"{manifest.path}: reading {source.hub or source.path}"
     try:
-        with boundary(DataError, f"{manifest.path}: reading {source.hub or source.path}"):
+        with reached, boundary(DataError, doing):
             yield
     except DataError as error:
-        if source.hub and isinstance(error.__cause__, OSError):
+        raise UsageError(error.message, fix="correct the file or the manifest") from error
+
+
+@contextmanager
+def _reached(hub: str, retry: str) -> Iterator[None]:
+    """Tell a dataset that is not there, or not open to us, from a network that is not."""
+    try:
+        yield
+    except DataError as error:
+        cause = error.__cause__
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, FileNotFoundError) or status in (401, 403, 404):
             raise UsageError(
-                f"Dataset {manifest.name!r} ({source.hub}) cannot be reached from here",
-                fix=f"fleet-eval fetch {manifest.name}, on a machine with network;"
+                error.message,
+                fix="correct its name, commit and files; export HF_TOKEN=... for one that is gated",
+            ) from error
+        if isinstance(cause, OSError):
+            raise UsageError(
+                f"Dataset {hub} cannot be reached from here",
+                fix=f"{retry}, on a machine with network;"
                 " or set source.path to a copy in a manifest of your own",
             ) from error
-        raise UsageError(error.message, fix="correct the file or the manifest") from error
+        raise

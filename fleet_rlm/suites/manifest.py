@@ -321,12 +321,20 @@ answer = "{answer}"
 """
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether `source` reads as "owner/name" of a Hugging Face dataset, not as files."""
+    looks = re.fullmatch(r"[\w.-]*\w/[\w.-]+", source) is not None
+    return looks and Path(source).suffix not in FORMATS
+
+
 def write_manifest(
     folder: Path,
     name: str,
     *,
     source: str,
     revision: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
     context: str = "context",
     question: str = "question",
     answer: str = "answer",
@@ -340,6 +348,8 @@ def write_manifest(
         source: a path or glob of JSONL, JSON, CSV or Parquet files, seen from `folder`; or a
             Hugging Face dataset, "owner/name", which needs `revision`.
         revision: commit of the Hugging Face dataset.
+        config: its configuration, where it has several.
+        split: its split; "train" when absent.
         context: column of the text to answer from.
         question: column of the question.
         answer: column of the gold answer, a text or a list of texts.
@@ -354,10 +364,9 @@ def write_manifest(
     path = folder / f"{name}.toml"
     if path.exists():
         raise UsageError(f"{path} exists already", fix=f"edit it, or rm {path}")
-    is_hub = Path(source).suffix not in FORMATS and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    if is_hub:
-        lines = [f"hub = {json.dumps(source)}"]
-        lines += [f"revision = {json.dumps(revision)}"] if revision else []
+    if is_hub_id(source):
+        told = {"hub": source, "revision": revision, "config": config, "split": split}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in told.items() if value]
     else:
         lines = [f"path = {json.dumps(source)}"]
     text = SCAFFOLD.format(
