@@ -61,7 +61,7 @@ def predict(request: EstimateRequest) -> dict[str, Any]:
     resolved = resolve(flags, os.environ, project)
     suite = open_suite(project, request.suite, request.corpus, overrides["suite"])
     plan = suite.plan(limit=request.limit)
-    root, sub = _models(request, resolved)
+    root, sub = _models(request)
     lengths = [sample.length for sample in plan] * request.epochs
     prices = {"root": root.price, "sub": sub.price}
     sandbox_usd_s = _sandbox_usd_s(request.program, resolved.config)
@@ -93,7 +93,7 @@ def predict(request: EstimateRequest) -> dict[str, Any]:
     }
 
 
-def _models(request: EstimateRequest, resolved: Any) -> tuple[ModelSpec, ModelSpec]:
+def _models(request: EstimateRequest) -> tuple[ModelSpec, ModelSpec]:
     # No call is made, so no key is needed.
     env = {"DSPY_LLM_API_KEY": "none", **os.environ}
     keyed = resolve(request.flags, env, project_dir(Path.cwd()))

@@ -45,12 +45,11 @@ class Gate:
     """The lowest of the runs'."""
 
 
-def judge(value: float, ci: Interval | None, bound: float, *, only_proven: bool) -> Verdict:
+def judge(ci: Interval | None, bound: float, *, only_proven: bool) -> Verdict:
     """Decide on an interval.
 
     Args:
-        value: the estimate, in score units.
-        ci: its interval.
+        ci: the interval of what was measured, in score units.
         bound: what it must reach.
         only_proven: fail only when the whole interval lies below the bound; otherwise pass only
             when none of it does.
@@ -87,7 +86,7 @@ def gate_score(
     ci = None if summary["ci"] is None else Interval(*summary["ci"])
     clusters = sum(task["clusters"] for task in summary["tasks"].values())
     enough = summary["coverage"] >= min_coverage and score is not None
-    verdict = judge(score, ci, minimum, only_proven=only_proven) if enough else "indecisive"
+    verdict = judge(ci, minimum, only_proven=only_proven) if enough else "indecisive"
     return Gate(
         verdict=verdict,
         reason=f"score {_estimate(score, ci, clusters)} on {summary['scored']} samples, to reach"
@@ -134,7 +133,7 @@ def gate_drop(
     coverage = min(each.summary["coverage"] for each in both)
     enough = coverage >= min_coverage
     verdict = (
-        judge(test.difference, test.ci, -max_drop, only_proven=only_proven)
+        judge(test.ci, -max_drop, only_proven=only_proven)
         if enough
         else "indecisive"
     )

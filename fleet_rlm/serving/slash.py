@@ -54,7 +54,12 @@ _WHOLE_LINE: Mapping[str, tuple[str, str]] = {
     "summarize": ("summarize_document", "focus"),
     "extract": ("extract_logs", "query"),
 }
-_OWN = ("exit", "quit", "help", "clear", "trace", "semantic")
+_ALONE: Mapping[str, Literal["exit", "help", "clear"]] = {
+    "exit": "exit",
+    "quit": "exit",
+    "help": "help",
+    "clear": "clear",
+}
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -82,12 +87,8 @@ def parse_line(line: str) -> Typed:
         return Typed(action="message", text=line.removeprefix("/") if line[0] == "/" else line)
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
-    if name in {"exit", "quit"}:
-        return Typed(action="exit")
-    if name == "help":
-        return Typed(action="help")
-    if name == "clear":
-        return Typed(action="clear")
+    if name in _ALONE:
+        return Typed(action=_ALONE[name])
     if name == "trace":
         return Typed(action="trace", text=parse_trace_mode(rest or "compact"))
     if name in _WHOLE_LINE:
@@ -98,9 +99,13 @@ def parse_line(line: str) -> Typed:
         return Typed(action="command", text=command, args=args)
     if name == "semantic":
         return _semantic(_split(rest, name))
-    if name not in _FORMS:
-        known = [f"/{known}" for known in (*_FORMS, *_WHOLE_LINE, *_OWN)]
-        raise UsageError(f"No command /{name}. {nearest(f'/{name}', known)}", fix="/help")
+    if name in _FORMS:
+        return _in_form(name, rest)
+    known = [f"/{known}" for known in (*_FORMS, *_WHOLE_LINE, *_ALONE, "trace", "semantic")]
+    raise UsageError(f"No command /{name}. {nearest(f'/{name}', known)}", fix="/help")
+
+
+def _in_form(name: str, rest: str) -> Typed:
     command, names, needed = _FORMS[name]
     words = _split(rest, name)
     if not needed <= len(words) <= len(names):
