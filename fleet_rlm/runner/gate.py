@@ -132,11 +132,7 @@ def gate_drop(
     shown = _estimate(test.difference, test.ci, test.clusters, signs=True)
     coverage = min(each.summary["coverage"] for each in both)
     enough = coverage >= min_coverage
-    verdict = (
-        judge(test.ci, -max_drop, only_proven=only_proven)
-        if enough
-        else "indecisive"
-    )
+    verdict = judge(test.ci, -max_drop, only_proven=only_proven) if enough else "indecisive"
     return Gate(
         verdict=verdict,
         reason=f"{row.candidate.score:.3f} against {row.baseline.score:.3f} of the baseline,"

@@ -814,10 +814,8 @@ class Supervisor:
             self._kill(member, "protocol")
 
 
-def zygote(
-    supervisor: socket.socket, confine: Any, lock: Any, shared: Shared | None = None
-) -> None:
-    """Fork a worker for each request until the supervisor closes its end; then kill them all.
+class Zygote:
+    """Forks a worker for each request until the supervisor closes its end; then kills them all.
 
     Args:
         supervisor: the zygote's end of a SOCK_SEQPACKET pair.
@@ -825,62 +823,78 @@ def zygote(
         lock: its `Lock` for the workers, None for a box that needs none.
         shared: what this one holds for its workers; None for the one that forks holders.
     """
-    workers: dict[int, int] = {}
-    dead: dict[int, int] = {}
-    holders: set[int] = set()
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def report() -> None:
-        for pid, sid in list(workers.items()):
+    def __init__(
+        self, supervisor: socket.socket, confine: Any, lock: Any, shared: Shared | None = None
+    ) -> None:
+        self.supervisor, self.confine, self.lock, self.shared = supervisor, confine, lock, shared
+        self.workers: dict[int, int] = {}
+        """Process id -> session id, of those that live."""
+        self.dead: dict[int, int] = {}
+        """Session id -> process id, of those that the supervisor may still signal."""
+        self.holders: set[int] = set()
+        self.wake_read, self.wake_write = os.pipe()
+
+    def run(self) -> None:
+        """Serve; returns when nothing that was forked is left."""
+        os.set_blocking(self.wake_write, False)
+        signal.set_wakeup_fd(self.wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            ready = select.select([self.supervisor.fileno(), self.wake_read], [], [])[0]
+            if self.wake_read in ready:
+                os.read(self.wake_read, CHUNK)
+                self._report()
+            if self.supervisor.fileno() not in ready:
+                continue
+            data, fds, _, _ = socket.recv_fds(self.supervisor, 1 << 16, 253)
+            if not data:
+                break
+            request = json.loads(data)
+            if "bury" in request:
+                if pid := self.dead.pop(request["bury"], 0):
+                    os.waitpid(pid, 0)
+                continue
+            self._fork(request, fds)
+            for fd in fds:
+                os.close(fd)
+        for pid in self.workers:
+            os.kill(pid, signal.SIGKILL)
+        # A holder sees the end of its own channel.
+        for pid in [*self.workers, *self.dead.values(), *self.holders]:
+            os.waitpid(pid, 0)
+
+    def _report(self) -> None:
+        for pid, sid in list(self.workers.items()):
             # WNOWAIT: the pid stays taken until the supervisor, which signals by pid, lets go of it
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if end is not None:
-                del workers[pid]
-                dead[sid] = pid
+                del self.workers[pid]
+                self.dead[sid] = pid
                 key = "code" if end.si_code == os.CLD_EXITED else "signal"
-                supervisor.send(to_json({"sid": sid, key: end.si_status}))
-        holders.difference_update(pid for pid in list(holders) if os.waitpid(pid, os.WNOHANG)[0])
+                self.supervisor.send(to_json({"sid": sid, key: end.si_status}))
+        ended = [pid for pid in self.holders if os.waitpid(pid, os.WNOHANG)[0]]
+        self.holders.difference_update(ended)
 
-    while True:
-        ready = select.select([supervisor.fileno(), wake_read], [], [])[0]
-        if wake_read in ready:
-            os.read(wake_read, CHUNK)
-            report()
-        if supervisor.fileno() not in ready:
-            continue
-        data, fds, _, _ = socket.recv_fds(supervisor, 1 << 16, 253)
-        if not data:
-            break
-        request = json.loads(data)
-        if "bury" in request:
-            if pid := dead.pop(request["bury"], 0):
-                os.waitpid(pid, 0)
-            continue
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             if "sid" in request:  # else the supervisor sees the end of the holder's channel
-                supervisor.send(to_json({"sid": request["sid"], "error": f"fork: {error}"}))
+                told = {"sid": request["sid"], "error": f"fork: {error}"}
+                self.supervisor.send(to_json(told))
+            return
+        if pid == 0 and "hold" in request:
+            os.close(self.wake_read)
+            os.close(self.wake_write)
+            become_holder(self.supervisor, fds, request, self.confine, self.lock)
+        if pid == 0:
+            shared = self.shared or Shared()
+            become_worker(self.supervisor, fds[0], request, self.confine, self.lock, shared)
+        if "hold" in request:
+            self.holders.add(pid)
         else:
-            if pid == 0 and "hold" in request:
-                os.close(wake_read)
-                os.close(wake_write)
-                become_holder(supervisor, fds, request, confine, lock)
-            if pid == 0:
-                become_worker(supervisor, fds[0], request, confine, lock, shared or Shared())
-            if "hold" in request:
-                holders.add(pid)
-            else:
-                workers[pid] = request["sid"]
-        for fd in fds:
-            os.close(fd)
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-    for pid in [*workers, *dead.values(), *holders]:  # a holder sees the end of its own channel
-        os.waitpid(pid, 0)
+            self.workers[pid] = request["sid"]
 
 
 class Shared:
@@ -912,7 +926,7 @@ def become_holder(
         shared.load(request["hold"], fds[1:], request["blobs"])
         gc.collect()
         gc.freeze()
-        zygote(socket.socket(fileno=fds[0]), confine, lock, shared)
+        Zygote(socket.socket(fileno=fds[0]), confine, lock, shared).run()
     finally:
         os._exit(0)
 
@@ -1604,7 +1618,7 @@ def main(options: dict[str, Any]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
-        zygote(theirs, confine, lock)
+        Zygote(theirs, confine, lock).run()
         os._exit(0)
     theirs.close()
     options = {"blobs": "", "silence_s": 0.0, **options}
