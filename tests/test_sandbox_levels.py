@@ -57,6 +57,13 @@ def test_without_bubblewrap_landlock_holds_and_the_advice_says_so(
     )
     with pytest.raises(SandboxUnavailable, match="canary blocked"):
         choose("bwrap")
+    # one that somebody kills proves nothing, and is asked once more
+    text = program.read_text().replace("#!/bin/sh\n", "#!/bin/sh\necho >>%s\nkill -9 $$\n")
+    asked = tmp_path / "asked"
+    program.write_text(text % asked)
+    with pytest.raises(SandboxUnavailable, match="exit code -9"):
+        choose("bwrap")
+    assert asked.read_text() == "\n\n"
     levels._bwrap.cache_clear()
 
 
