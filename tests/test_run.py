@@ -226,6 +226,8 @@ def test_another_arm_does_not_go_into_the_same_folder(project, run):
     run("needle", *SMALL, "--out", "here")
     done = run("needle", *SMALL, "--out", "here", "--iterations", "3")
     one_error_line(done, 2, "here holds another run", "settings", "--out DIR")
+    done = run("needle", *SMALL, "--set", "windows=2", "--out", "here")
+    one_error_line(done, 2, "here holds another run, with needle.windows 1, not 2. Try")
 
 
 def test_guidance_lifts_the_score_of_the_simulated_model(project, run):

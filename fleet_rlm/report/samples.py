@@ -105,7 +105,7 @@ def print_samples(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         ]
         shown = [one_line(text, left)] if left >= NARROWEST_ANSWER else []
         console.print("  ".join([*cells, *shown]).rstrip(), markup=False, soft_wrap=True)
-    console.print(f"{len(rows)} samples")
+    console.print("1 sample" if len(rows) == 1 else f"{len(rows)} samples")
 
 
 def _cells(row: Mapping[str, Any], *, compared: bool) -> list[str]:

@@ -133,12 +133,12 @@ class Tally:
         cap = self._purse.caps.usd if self._purse else None
         parts.append(f"${self._usd:.4f}" + ("" if cap is None else f" of {cap:g}"))
         if self.errors:
-            parts.append(f"{self.errors} errors")
+            parts.append(_counted(self.errors, "error", "errors"))
         live = self._live()
         if self.in_flight:
             parts.append(f"{self.in_flight} in flight")
         if live.get("sandboxes"):
-            parts.append(f"{live['sandboxes']} sandbox{'es' if live['sandboxes'] > 1 else ''}")
+            parts.append(_counted(live["sandboxes"], "sandbox", "sandboxes"))
         if live.get("queued"):
             parts.append(f"[{live['queued']} wait for a sandbox]")
         if live.get("call_limit"):
@@ -308,6 +308,10 @@ def make_progress(display: str, title: str, stream: TextIO | None = None) -> Sil
         return SilentProgress(stream)
     kinds = {"live": LiveProgress, "plain": PlainProgress, "json": JsonProgress}
     return kinds[display](Tally(title), stream)
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _duration(seconds: float) -> str:

@@ -413,6 +413,9 @@ def _open_run(
 def _refuse_other_arm(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
     was, wanted = _identity(stored), _identity(asked)
     differing = [key for key in {**was, **wanted} if was.get(key) != wanted.get(key)]
+    if "suite.digest" in differing:
+        was, wanted = was | _tasks(stored), wanted | _tasks(asked)
+        differing += [key for key in {**was, **wanted} if was.get(key) != wanted.get(key)]
     # A digest says that something differs; whatever else differs says what.
     named = [key for key in differing if not key.endswith("digest")] or differing
     if named:
@@ -432,6 +435,12 @@ def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
         else:
             leaves[key] = value
     return leaves
+
+
+def _tasks(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what a suite says of its tasks, as `run.json` holds it."""
+    tasks = json.loads(json.dumps(run["suite"]["tasks"]))
+    return {f"{task['name']}.{key}": value for task in tasks for key, value in task.items()}
 
 
 def wall_so_far(folder: Path) -> float:
