@@ -191,7 +191,11 @@ def test_an_estimate_is_calibrated_by_earlier_runs_and_priced_for_the_models_ask
     ask = ["estimate", "needle", "--set", "lengths=[4000]", "--set", "windows=20", "--json"]
     found = json.loads(command(*ask).stdout)
     assert found["samples"] == 80
-    assert "12 samples of 1 earlier runs" in found["basis"]
+    assert found["basis"] == "12 samples of 1 earlier run"
+    live = json.loads(command(*ask, "-m", "openai/gpt-5-mini").stdout)
+    assert "12 samples of 1 earlier run of simulated models" in live["basis"]
+    assert live["wall_s"] is None
+    assert live["calls"] == found["calls"]
     there = json.loads(command(*ask, "--sandbox", "modal").stdout)
     assert 0 < there["sandbox_usd"][0] < there["sandbox_usd"][2]
     assert there["usd"][1] == pytest.approx(found["usd"][1] + there["sandbox_usd"][1])

@@ -13,7 +13,7 @@ from typing import Any
 from fleet_rlm.cli.given import open_suite, sort_overrides
 from fleet_rlm.config import Config, parse_overrides, resolve
 from fleet_rlm.errors import Exit
-from fleet_rlm.lm.connect import ModelSpec, specify_pair
+from fleet_rlm.lm.connect import ModelSpec, kind_of, specify_pair
 from fleet_rlm.program.find import find_program, parse_settings
 from fleet_rlm.project import project_dir
 from fleet_rlm.report.tables import make_console, print_estimate
@@ -65,14 +65,14 @@ def predict(request: EstimateRequest) -> dict[str, Any]:
     lengths = [sample.length for sample in plan] * request.epochs
     prices = {"root": root.price, "sub": sub.price}
     sandbox_usd_s = _sandbox_usd_s(request.program, resolved.config)
-    history, names = estimates.find_history(project / resolved.config.runs_dir, request.program)
-    if history:
+    runs_dir = project / resolved.config.runs_dir
+    history = estimates.find_history(runs_dir, request.program, kind_of(root, sub))
+    if history.records:
         found = estimates.estimate_from_runs(
             lengths,
             history,
             prices,
             concurrency=resolved.config.concurrency,
-            names=names,
             sandbox_usd_s=sandbox_usd_s,
         )
     else:

@@ -76,6 +76,11 @@ class ModelSpec:
         return shown | {key: value for key, value in optional.items() if value is not None}
 
 
+def kind_of(*models: ModelSpec) -> Kind:
+    """The kind of several together: "live" as soon as one is, else that of the first."""
+    return "live" if any(model.kind == "live" for model in models) else models[0].kind
+
+
 def specify(
     name: str,
     *,

@@ -18,7 +18,7 @@ from typing import Any
 import dspy
 
 from fleet_rlm.ledger import Limits
-from fleet_rlm.lm.connect import ModelSpec
+from fleet_rlm.lm.connect import ModelSpec, kind_of
 from fleet_rlm.program.recursion import ProgramSettings
 from fleet_rlm.program.registry import Entry
 from fleet_rlm.runner.sandboxes import SandboxSpec
@@ -66,8 +66,7 @@ class Arm:
     @property
     def model_kind(self) -> str:
         """ "live" as soon as one model is."""
-        kinds = {spec.kind for spec in self.models.values()}
-        return "live" if "live" in kinds else self.root.kind
+        return kind_of(self.root, *self.models.values())
 
     @property
     def program_digest(self) -> str:

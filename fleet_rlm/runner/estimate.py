@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,39 +83,61 @@ class Estimate:
     """Of it for sandboxes; None where they are not paid for."""
 
     wall_s: Range | None
-    """None where no earlier run tells how long a sample takes."""
+    """None where no earlier run of such a model tells how long a sample takes."""
 
     basis: str
     """Where the figures come from, in words."""
 
 
-def find_history(runs_dir: Path, program: str) -> tuple[list[Record], list[str]]:
-    """Samples that ended with a score in earlier runs of a program, and the runs' names."""
-    records: list[Record] = []
-    names = []
+class History(NamedTuple):
+    """Samples that ended with a score in earlier runs of a program."""
+
+    records: list[Record]
+    runs: int
+    other_kind: str | None
+    """Kind of their models, where no run with a model of the kind asked for is stored."""
+
+    @property
+    def basis(self) -> str:
+        """Where an estimate from them comes from, in words."""
+        runs = "1 earlier run" if self.runs == 1 else f"{self.runs} earlier runs"
+        models = f" of {self.other_kind} models, whose time says nothing of this one's"
+        return f"{len(self.records)} samples of {runs}" + (models if self.other_kind else "")
+
+
+def find_history(runs_dir: Path, program: str, kind: str) -> History:
+    """Earlier samples of a program.
+
+    Args:
+        runs_dir: where runs are stored.
+        program: its name.
+        kind: of the model asked for; runs with models of another kind count if there are no others.
+    """
+    by_kind: dict[str, list[list[Record]]] = {}
     for folder in sorted(runs_dir.glob("*/")):
         if folder.is_symlink() or not (folder / "run.json").is_file():
             continue
         try:
-            if open_run(folder).lock["arm"]["program"] != program:
+            arm = open_run(folder).lock["arm"]
+            if arm["program"] != program:
                 continue
             found = last_records(read_records(folder / "records.jsonl")).values()
         except UsageError:
             continue  # a folder that cannot be read says nothing
         scored = [record for record in found if record.status != "error" and record.usage]
         if scored:
-            records += scored
-            names.append(folder.name)
-    return records, names
+            by_kind.setdefault(arm["model_kind"], []).append(scored)
+    known = kind if kind in by_kind else next(iter(by_kind), kind)
+    runs = by_kind.get(known, [])
+    return History(list(chain.from_iterable(runs)), len(runs), None if known == kind else known)
 
 
 def estimate_from_runs(
     lengths: Sequence[int],
-    history: Sequence[Record],
+    history: History,
     prices: Mapping[str, Price],
     *,
     concurrency: int,
-    names: Sequence[str],
     sandbox_usd_s: float = 0.0,
     seed: int = 0,
 ) -> Estimate:
@@ -125,7 +148,6 @@ def estimate_from_runs(
         history: earlier samples of the same program.
         prices: role -> price of the models asked for now.
         concurrency: samples in flight.
-        names: of the runs that the history is from.
         sandbox_usd_s: dollars a second of a sample's sandbox.
         seed: of the draws.
 
@@ -134,7 +156,7 @@ def estimate_from_runs(
         are like the earlier ones. Another model may behave otherwise.
     """
     by_length: dict[int, list[Spending]] = {}
-    for record in history:
+    for record in history.records:
         by_length.setdefault(record.length, []).append(_spending(record))
     known = np.array(sorted(by_length))
     rng = np.random.default_rng(seed)
@@ -152,8 +174,8 @@ def estimate_from_runs(
         tokens=_range(totals[:, 1:5].sum(axis=1)),
         usd=_range(_dollars(totals.T, prices) + sandboxes),
         sandbox_usd=_range(sandboxes) if sandbox_usd_s else None,
-        wall_s=_range(seconds),
-        basis=f"{len(history)} samples of {len(names)} earlier runs",
+        wall_s=None if history.other_kind else _range(seconds),
+        basis=history.basis,
     )
 
 

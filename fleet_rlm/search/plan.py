@@ -110,14 +110,13 @@ def _estimate(job: Compilation, samples: Sequence[PlannedSample]) -> Estimate:
     arm = job.arm
     prices = {"root": arm.root.price, "sub": arm.sub.price}
     sandbox_usd_s = arm.sandbox.usd_per_s if arm.sandbox else 0.0
-    history, names = find_history(job.runs_dir, job.recipe.program)
-    if history:
+    history = find_history(job.runs_dir, job.recipe.program, arm.model_kind)
+    if history.records:
         return estimate_from_runs(
             lengths,
             history,
             prices,
             concurrency=job.concurrency,
-            names=names,
             sandbox_usd_s=sandbox_usd_s,
         )
     kind = "code" if arm.entry.runs_code else "direct"
