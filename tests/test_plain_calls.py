@@ -15,12 +15,15 @@ from dspy.lm15 import (
     Usage,
 )
 from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fleet_rlm.ledger import Ledger
+from fleet_rlm.lm.adapter import LeanChatAdapter
 from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.lm.prices import parse_price
+from fleet_rlm.program.predict import predict
 
 SPENT = Usage(input_tokens=100, output_tokens=7, total_tokens=107, cache_read_tokens=40)
 
@@ -53,13 +56,13 @@ def ours(engine, **given) -> MeteredLM:
     return MeteredLM("openai/m", role="root", price=price, engine=engine, cache=False, **given)
 
 
-def outcome(lm, *args, **kwargs):
+def outcome(call, *args, **kwargs):
     """What a call gives or raises."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return lm(*args, **kwargs)
-    except (dspy.LMError, ValueError, TypeError) as error:
+            return call(*args, **kwargs)
+    except (dspy.LMError, AdapterParseError, ValueError, TypeError) as error:
         return type(error), str(error)
 
 
@@ -130,3 +133,34 @@ def test_a_model_whose_settings_change_asks_with_the_new_ones():
     assert [(r.model, r.config.temperature) for r in engine.asked] == [
         ("openai/m", 0.5), ("openai/m", 0.9), ("openai/other", 0.5)
     ]  # fmt: skip
+
+
+class Act(dspy.Signature):
+    """Act."""
+
+    seen: str = dspy.InputField()
+    thought: str = dspy.OutputField()
+    code: str = dspy.OutputField()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[[ ## thought ## ]]\nhm\n[[ ## code ## ]]\n1\n[[ ## completed ## ]]",
+        '{"thought": "hm", "code": "1"}',
+        "nothing of the kind",
+        "",
+    ],
+)
+def test_a_predictor_gives_and_notes_the_same_watched_or_not(reply):
+    found = []
+    for watchers in ([], [Watcher()]):
+        engine, predictor, trace = Engine(TextPart(text=reply)), dspy.Predict(Act), []
+        predictor.demos = [{"seen": "b", "thought": "t", "code": "c"}]
+        here = {"lm": ours(engine), "adapter": LeanChatAdapter(), "trace": trace}
+        with dspy.context(callbacks=watchers, **here):
+            given = outcome(predict, predictor, Act, seen="a")
+        noted = [(asked is predictor, inputs, dict(made)) for asked, inputs, made in trace]
+        found.append((getattr(given, "toDict", lambda: given)(), noted, engine.asked))  # noqa: B023
+    assert found[0] == found[1]
+    assert found[0][2]

@@ -53,7 +53,7 @@ class LeanChatAdapter(dspy.ChatAdapter):
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         texts = _sections(completion)
-        names = _text_outputs(cast(Hashable, signature))
+        names = text_outputs(cast(Hashable, signature))
         if names and texts.keys() >= set(names):
             return {name: texts[name] for name in names}
         fields: dict[str, Any] = super().parse(signature, completion)
@@ -88,8 +88,8 @@ def _system_message(signature: Any) -> str:
 
 
 @functools.lru_cache(REMEMBERED)
-def _text_outputs(signature: Any) -> tuple[str, ...]:
-    """Names of the outputs, in order; none when one of them is no text."""
+def text_outputs(signature: Any) -> tuple[str, ...]:
+    """Names of a signature's outputs, in order; none when one of them is no text."""
     fields = signature.output_fields
     return tuple(fields) if all(field.annotation is str for field in fields.values()) else ()
 

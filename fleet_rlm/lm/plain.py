@@ -52,7 +52,7 @@ class Plain:
         messages = given.get("messages")
         if lm.cache or lm.num_retries or lm.callbacks or not self._answers_are_texts:
             return None
-        if any(dspy.settings.get(name) for name in _WATCHED) or len(given) > bool(messages):
+        if len(given) > bool(messages) or is_watched():
             return None
         rows = messages or [{"role": "user", "content": prompt}]
         system = None
@@ -61,6 +61,11 @@ class Plain:
             if not system:
                 return None
         return _with_texts(self._template, system, rows)
+
+
+def is_watched() -> bool:
+    """Whether somebody is told of each call in this context."""
+    return any(map(dspy.settings.get, _WATCHED))
 
 
 def is_plain(lm: MeteredLM) -> bool:

@@ -32,6 +32,7 @@ from fleet_rlm.lm.metered import current_ledger
 from fleet_rlm.program.context_ref import ContextRef, shorten
 from fleet_rlm.program.events import DEPTH_SETTING, EVENTS_SETTING, depth, emit
 from fleet_rlm.program.history import DEEPEST, compact
+from fleet_rlm.program.predict import predict
 from fleet_rlm.program.queries import SUB_LM_SETTING, Budget, Queries, QueryRefused
 from fleet_rlm.program.recursion import RecursionSettings
 from fleet_rlm.program.trail import RlmQuery, Trail, account, told
@@ -346,8 +347,9 @@ class _Run:
         """Ask for an action, with a shorter history each time that it does not fit."""
         while True:
             try:
-                return self.program.generate_action(
-                    signature=signature,
+                return predict(
+                    self.program.generate_action,
+                    signature,
                     variables_info=self.variables,
                     repl_history=compact(self.history, self.compaction),
                     iteration=f"{turn + 1}/{self.program.max_iters}",
