@@ -37,6 +37,18 @@ def test_shipped_suites_pass_and_have_a_card(name):
     assert [check for check in checks if not check.passed] == []
 
 
+def test_every_card_says_what_a_reviewer_must_know():
+    for path in EVALS.glob("*.toml"):
+        card = load_suite(path).card
+        assert card, path.name
+        told = (card.measures, card.licence, card.size, card.source, card.floors, *card.defects)
+        assert all(told), path.name
+        assert card.defects, path.name
+    paper = suite_of("rlm-paper").card
+    assert len(paper.reference) == 25
+    assert paper.reference["GPT-5 RLM depth 1"]["pairs"] == 58.0
+
+
 def failed_after(change):
     suite = suite_of("needle").override({"lengths": 8000, "windows": 1})
     (task,) = suite.tasks

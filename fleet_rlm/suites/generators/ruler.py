@@ -106,7 +106,7 @@ class Ruler:
     version: ClassVar = 1
     rule: ClassVar = "match-all"
     uses_corpus: ClassVar = True
-    least: ClassVar = "750, and 250 for each question"
+    least: ClassVar = "750, and 250 for each question and for niah_multikey_3"
     max_questions: ClassVar = 8
     params: ClassVar[type[Params]] = RulerParams
 
