@@ -14,6 +14,7 @@ from fleet_rlm.scoring import (
     mrcr,
     oolong,
     pairs,
+    robust_values,
     ruler,
     squad,
 )
@@ -79,6 +80,8 @@ GRAPHWALKS = [
     ("**Final Answer: [a1, b2]**", ["a1", "b2"], 0.5, None),
     ("I give up", ["a1", "b2"], 1, None),
     ("Final Answer: [zz]", ["a1", "b2"], 1, ["zz"]),
+    ("Final Answer: [a1, b2]\n", ["a1", "b2"], 1, ["a1", "b2"]),
+    ("Final Answer: []", ["a1"], 1, []),
 ]
 
 
@@ -86,6 +89,26 @@ GRAPHWALKS = [
 def test_graphwalks(output, gold, card, parsed):
     assert graphwalks.card_f1(output, gold) == pytest.approx(card)
     assert graphwalks.parse(output) == parsed
+
+
+def test_graphwalks_longbench_and_mrcr_on_every_vector():
+    found = vectors("vec_misc.json")
+    for case in found["graphwalks"]:
+        parsed = graphwalks.parse(case["resp"])
+        assert parsed == case["prime"], case
+        assert graphwalks.card_f1(case["resp"], case["gold"]) == pytest.approx(case["card_f1"])
+        if parsed is not None:
+            f1 = graphwalks.set_f1(parsed, case["gold"])
+            assert f1 == pytest.approx(case["prime_f1"], abs=1e-4)
+    for case in found["longbench_v2"]:
+        assert longbench.parse(case["resp"]) == case["pred"], case
+    for case in found["mrcr"]:
+        prefix = case["target"][: len(H)]
+        ratio = mrcr.ratio(case["pred"], case["target"], prefix)
+        assert ratio == pytest.approx(case["mrcr_v1"], abs=1e-6), case
+        if "```" not in case["pred"]:  # version 2 counts a fence as text
+            ours = robust_values.quotation(case["pred"], case["target"], prefix).score
+            assert ours == pytest.approx(case["mrcr_v2"], abs=1e-6), case
 
 
 H, T = "b6Yath1qpbUa", "Ahoy, me hearties, gather round!\nForget the map."
@@ -134,7 +157,10 @@ def test_oolong_pairs_on_every_parse_vector():
     for case in vectors("vec_pairs.json")["parse"]:
         for read in ("strict", "loose"):
             parse = {"strict": pairs.parse_strict, "loose": pairs.parse_loose}[read]
-            assert parse(case["text"]) == {(int(a), int(b)) for a, b in case[read]}, case["text"]
+            found = parse(case["text"])
+            assert found == {(int(a), int(b)) for a, b in case[read]}, case["text"]
+            f1 = pairs.pairs_f1(found, {(11, 22), (11, 33)})
+            assert f1 == pytest.approx(case["f1"][read], abs=1e-4), case["text"]
 
 
 @pytest.mark.parametrize(
@@ -158,8 +184,14 @@ def test_oolong_real(gold, output, score):
     assert oolong.real_score(output, gold) == score
 
 
-def test_oolong_on_every_vector():
+def test_ruler_and_oolong_on_every_vector():
     found = vectors("vec_ruler_oolong.json")
+    for case in found["ruler"]:
+        rule = getattr(ruler, case["metric"])
+        each = [
+            rule(said, wanted) for said, wanted in zip(case["preds"], case["refs"], strict=True)
+        ]
+        assert round(100 * sum(each) / len(each), 2) == case["score"], case
     for case in found["oolong_real"]:
         assert oolong.real_score(case["output"], case["answer"]) == case["official"], case
     kinds = {"NUMERIC": "number"}
