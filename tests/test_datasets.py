@@ -16,6 +16,8 @@ import pytest
 import fleet_rlm
 from fleet_rlm.cli.fetch import fetch_command
 from fleet_rlm.errors import DataError, UsageError
+from fleet_rlm.runner.rescore import rescore
+from fleet_rlm.runner.stored import open_run
 from fleet_rlm.scoring import score
 from fleet_rlm.suites.fetch import fetch, open_shelf
 from fleet_rlm.suites.manifest import find_manifest, load_manifest, write_manifest
@@ -458,6 +460,29 @@ def test_a_scoring_function_of_ones_own(project):
     digest = task_of(project, "mine", rule="mine.py:near").digest
     scorer.write_text(scorer.read_text().replace("0.5", "0.6"))
     assert task_of(project, "mine", rule="mine.py:near").digest != digest
+
+
+def test_answers_that_a_scoring_function_failed_on_are_scored_once_it_is_corrected(project):
+    lay_own(project)
+    scorer, suite = project / "evals" / "mine.py", project / "evals" / "mine.toml"
+    scorer.write_text("def near(answer, gold, query):\n    return 1 / (gold[0] != 'red')\n")
+    text = (
+        '[suite]\nname = "mine"\n[[tasks]]\nname = "t"\ndataset = "mine"\nrule = "mine.py:near"\n'
+    )
+    suite.write_text(text)
+    fetch(find_manifest("mine", project))
+    run = fleet_rlm.evaluate("direct", "mine", model="sim")
+    assert (run.summary["scored"], run.summary["errors"], run.summary["score"]) == (1, 1, 1.0)
+    scorer.write_text(scorer.read_text().replace("1 /", "0.5 *"))
+    corrected = load_suite(suite, project)
+    again = rescore(run.folder, corrected)
+    assert (again.scored, again.changed) == (2, 2)
+    assert (again.summary["errors"], again.summary["score"]) == (0, 0.25)
+    assert again.summary["usage"]["calls"] == run.summary["usage"]["calls"], "no model was asked"
+    assert open_run(run.folder).lock["suite"]["digest"] == corrected.digest
+    assert rescore(run.folder, corrected).changed == 0
+    with pytest.raises(UsageError, match="is not what"):
+        rescore(run.folder, corrected.override({"samples": 1}))
 
 
 def test_samples_are_drawn_by_seed_whole_contexts_first(project):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +39,20 @@ class Rescored:
 def rescore(folder: Path, suite: Suite) -> Rescored:
     """Score every stored answer again; what changed is appended to the run's records.
 
+    The scoring rules may be others now, such as a function of the user's own that was corrected:
+    the run then is one of the suite with these.
+
     Args:
         folder: of the run.
         suite: the suite that it ran.
 
     Raises:
-        UsageError: the suite is another one now, its answers need a judge, or the folder is in use.
+        UsageError: the suite asks for other samples now, its answers need a judge, or the folder is
+            in use.
     """
     run = open_run(folder)
-    if run.lock["suite"]["digest"] != suite.digest:
+    described = json.loads(json.dumps(suite.describe()))
+    if not _has_only_other_rules(run.lock["suite"], described):
         raise UsageError(
             f"Suite {suite.name!r} is not what {folder} ran: its digest is {suite.digest[:12]},"
             f" not {run.lock['suite']['digest'][:12]}.",
@@ -65,8 +72,24 @@ def rescore(folder: Path, suite: Suite) -> Rescored:
         planned_now = planned_keys(run.lock, store.records)
         wall_s = wall_so_far(folder)
         summary = summarize(run.lock, store.records, planned_now, wall_s, store.abandoned)
+        # Last: until then the same command goes on where this one was stopped.
+        store.write_json("run.json", run.lock | {"suite": described})
         store.write_json("summary.json", summary)
     return Rescored(scored=scored, changed=changed, before=run.summary["score"], summary=summary)
+
+
+def _has_only_other_rules(ran: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two resolved suites hold the same samples, and differ in their rules at most."""
+    if ran["digest"] == now["digest"]:
+        return True
+    rules = [[task.get("rule") for task in suite["tasks"]] for suite in (ran, now)]
+    return rules[0] != rules[1] and _unscored(ran) == _unscored(now)
+
+
+def _unscored(suite: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = [{key: task[key] for key in task if key != "rule"} for task in suite["tasks"]]
+    aside = ("digest", "origin", "corpus", "tasks")
+    return {key: suite[key] for key in suite if key not in aside} | {"tasks": tasks}
 
 
 def _again(folder: Path, record: Record, planned: PlannedSample) -> Record | None:

@@ -46,6 +46,15 @@ class OwnRule:
         """
         return _load(self.path.absolute(), self.function)
 
+    def reload(self) -> Function:
+        """The function as its file stands now; `load` keeps it from then on, whatever is edited.
+
+        Raises:
+            UsageError: as `load`.
+        """
+        _load.cache_clear()
+        return self.load()
+
     def rule(self) -> Rule:
         """Both scores are the function's: it has no benchmark behind it."""
         function = self.load()

@@ -213,7 +213,7 @@ def _rule(name: str | None, where: str, folder: Path) -> str:
         )
     if ".py:" in name:
         own = OwnRule.parse(str(folder / name))
-        own.load()
+        own.reload()
         return str(own)
     kind, _, rubric = name.partition(":")
     if kind not in RULES or (rubric and kind != PREFIX):
