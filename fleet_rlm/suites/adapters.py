@@ -223,7 +223,7 @@ def _graphwalks_item(row: Row) -> Item:
 
 def _node_list(row: Row) -> tuple[str, ...]:
     if not isinstance(row["answer"], list):
-        raise ValueError(f"gold answer {str(row['answer'])[:60]!r} is no list of nodes")
+        raise ValueError(f"gold answer {str(row['answer'])[:60]!r} is no list of texts")
     return _texts(row["answer"])
 
 
