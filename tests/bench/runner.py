@@ -35,6 +35,19 @@ from fleet_rlm.scoring import score
 from fleet_rlm.suites.plan import PlannedSample
 from fleet_rlm.suites.suite import Suite, load_suite
 
+LIMIT = (
+    "Of the harness's own time, thread by thread at C=32, DSPy's engine takes 30 % (the prompt as"
+    " JSON, HTTP, the reply read and checked), what is asked and booked around it 10 %, action"
+    " prompts and replies 9 %, the session with its sandbox 20 %, score, record and trajectory"
+    " 15 %; the rest is spread over the program and its threads. No function of ours is above 5 %:"
+    " the next limit is DSPy's engine, then the interpreter lock, which a process meets when calls"
+    " in flight exceed latency / CPU a call (about 200 at 0.3 s, 1,400 at 2 s); from there on more"
+    " `--workers` help where cores are free. Two cores are not: they are used up when calls a"
+    " second times what harness, sandboxes and, here, the model's server take for one reach two"
+    " seconds, which is near what C=128 asks for at 0.3 s."
+)
+"""What bounds the figures; the shares were taken with each thread's CPU clock around each part."""
+
 EVALS = Path(__file__).parents[2] / "evals"
 BATCH_WORKERS = RecursionSettings.SPEC["batch_workers"].default
 
@@ -116,6 +129,7 @@ def tables() -> list[Table]:
                 " that samples take L for each call in sequence and nothing else. In flight: mean"
                 " by the server's own count, beside the ideal's. CPU a call: of the harness, and"
                 " with all sandboxes. MB: memory for each sample in flight, sandboxes included."
+                f"\n\n{LIMIT}"
             ),
             columns=(
                 "case",
