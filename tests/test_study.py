@@ -35,7 +35,7 @@ RECIPE = {
     "name": "small",
     "optimizer": "settings-only",
     "suite": "quickstart",
-    "seed": 2,
+    "seed": 8,
     "validation": 8,
     "test": 8,
     "batch": 4,
@@ -164,11 +164,11 @@ def test_caps_are_hard_over_sessions_and_leave_room_for_the_test(tmp_path):
     with pytest.raises(BudgetExhausted):
         run(replace(job, caps=Caps(usd=0.01)))
     assert _spent(job.folder) == spent
-    found = run(replace(job, caps=Caps(usd=0.41))).to_json()
+    found = run(replace(job, caps=Caps(usd=0.43))).to_json()
     assert "budget of the study is used up" in found["study"]["ended"]
     assert found["study"]["trials"] < 8
     assert found["test"]["n"] == 8
-    assert _spent(job.folder) <= 0.41
+    assert _spent(job.folder) <= 0.43
 
 
 def _spent(folder):
