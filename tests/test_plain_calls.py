@@ -1,5 +1,6 @@
 """Calls of texts alone are asked, answered, booked and refused as DSPy does it."""
 
+import runpy
 import warnings
 
 import dspy
@@ -20,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fleet_rlm.ledger import Ledger
+from fleet_rlm.lm import metered, plain
 from fleet_rlm.lm.adapter import LeanChatAdapter
 from fleet_rlm.lm.metered import LEDGER_SETTING, MeteredLM
 from fleet_rlm.lm.prices import parse_price
@@ -164,3 +166,17 @@ def test_a_predictor_gives_and_notes_the_same_watched_or_not(reply):
         found.append((getattr(given, "toDict", lambda: given)(), noted, engine.asked))  # noqa: B023
     assert found[0] == found[1]
     assert found[0][2]
+
+
+def test_the_installed_dspy_is_the_one_whose_steps_these_are():
+    assert plain.FITS
+
+
+def test_another_dspy_takes_its_own_steps(monkeypatch):
+    asked = outcome(ours(Engine()), "x")
+    monkeypatch.setattr(dspy, "__version__", "3.4.2")
+    other = runpy.run_path(plain.__file__)
+    assert not other["is_plain"](ours(Engine()))
+    assert "execution" not in other  # nothing private is even imported
+    monkeypatch.setattr(metered, "is_plain", other["is_plain"])
+    assert outcome(ours(Engine()), "x") == asked

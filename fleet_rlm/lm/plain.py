@@ -12,17 +12,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.clients import execution
-from dspy.clients._deprecation import warn_openai_messages
-from dspy.clients.errors import error_boundary
-from dspy.lm15 import Message, Request, TextPart
+
+FITS = dspy.__version__ == "3.4.1"
+"""These are the steps of that version. With another nothing is plain: DSPy takes its own."""
+
+if FITS:
+    from dspy.clients import execution
+    from dspy.clients._deprecation import warn_openai_messages
+    from dspy.clients.errors import error_boundary
+    from dspy.lm15 import Message, Request, TextPart
+
+    _CALL = execution.PreparedCall(
+        prompt=None,
+        messages=None,
+        kwargs={},
+        legacy={},
+        request=None,
+        cache=False,
+        n=1,
+        managed=True,
+    )
 
 if TYPE_CHECKING:
     from fleet_rlm.lm.metered import MeteredLM
 
-_CALL = execution.PreparedCall(
-    prompt=None, messages=None, kwargs={}, legacy={}, request=None, cache=False, n=1, managed=True
-)
 _WATCHED = ("callbacks", "send_stream", "usage_tracker")
 """DSPy settings with someone who is told of each call."""
 
@@ -70,7 +83,7 @@ def is_watched() -> bool:
 
 def is_plain(lm: MeteredLM) -> bool:
     """Whether a model can make plain calls at all."""
-    return lm.model_type == "chat" and not isinstance(lm.engine, str)
+    return FITS and lm.model_type == "chat" and not isinstance(lm.engine, str)
 
 
 def _with_texts(template: Request, system: str | None, rows: Any) -> Request | None:

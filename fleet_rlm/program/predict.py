@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import dspy
-from dspy.clients._deprecation import adapter_message_call
 from dspy.utils.exceptions import AdapterParseError
 
 from fleet_rlm.lm.adapter import LeanChatAdapter, text_outputs
 from fleet_rlm.lm.metered import MeteredLM
-from fleet_rlm.lm.plain import is_watched
+from fleet_rlm.lm.plain import FITS, is_watched
+
+if FITS:
+    from dspy.clients._deprecation import adapter_message_call
 
 _SEVERAL = ("n", "num_generations")
 
@@ -52,7 +54,7 @@ def predict(
 
 
 def _is_plain(predictor: Any, signature: Any, adapter: Any, lm: Any) -> bool:
-    if type(predictor) is not dspy.Predict or type(adapter) is not LeanChatAdapter:
+    if not FITS or type(predictor) is not dspy.Predict or type(adapter) is not LeanChatAdapter:
         return False
     if not isinstance(lm, MeteredLM) or any(lm.kwargs.get(name) for name in _SEVERAL):
         return False
