@@ -339,6 +339,13 @@ def test_without_network_a_fetch_says_what_to_do(project):
     assert not list(project.rglob("*.lock"))
 
 
+def test_a_folder_of_the_same_name_is_not_read_in_place_of_a_dataset(project):
+    tiny.write_rows(project / "zai-org/LongBench-v2/data.json", tiny.longbench_rows())
+    with pytest.raises(UsageError, match=r"\./zai-org/LongBench-v2 stands in the way"):
+        fetch(find_manifest("longbench-v2", project))
+    assert not list(project.rglob("*.lock"))
+
+
 def test_a_manifest_without_revision_is_pinned_or_refused(project):
     with pytest.raises(UsageError, match=r"source\.revision: is missing .* --pin"):
         fetch(find_manifest("oolong-real", project))

@@ -105,6 +105,7 @@ def hub_columns(hub: str, revision: str, config: str | None, split: str) -> list
     Raises:
         UsageError: it cannot be reached or read, or lacks the configuration or the split.
     """
+    _refuse_namesake(hub)
     given = {"path": hub, "name": config, "revision": revision, "split": split}
     try:
         with _reached(hub, f"fleet-eval init {hub}"):
@@ -137,6 +138,7 @@ def _open(
     kind = source_format(source, manifest.path)
     options: dict[str, Any] = {"split": part.split, "streaming": True}
     if source.hub:
+        _refuse_namesake(source.hub)
         options |= {"path": source.hub, "name": part.config, "revision": revision}
         paths = [name.format(config=part.config or "", split=part.split) for name in source.files]
         options |= {"data_files": paths, "split": "train"} if paths else {}
@@ -157,6 +159,15 @@ def _open(
         found = datasets.load_dataset(**options)
     for row in found:
         yield {name: row.get(name) for name in columns}
+
+
+def _refuse_namesake(hub: str) -> None:
+    # `datasets` looks here first, and would read a folder of that name without a word.
+    if Path(hub).exists():
+        raise UsageError(
+            f"./{hub} stands in the way of the Hugging Face dataset of that name",
+            fix="the same command from another folder, or source.path to read the files here",
+        )
 
 
 def _be_quiet() -> None:
