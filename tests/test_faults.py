@@ -94,7 +94,12 @@ def test_trials_side_by_side_share_one_limit_on_calls(server, monkeypatch, tmp_p
     server.configure(fail_first={"429": 1}, retry_after=0.01)
     lab.run_trials([{}, {"max_iters": 8}], job.split.validation)
     purse.close()
-    assert server.stats()["faults"] == {"429": 1}
+    seen, again = server.stats(), JobPurse(tmp_path / "spent", Caps())
+    again.close()
+    for spent in (purse.usage, again.usage):
+        assert (spent.calls, spent.input_tokens) == (seen["ok"], seen["prompt_tokens"])
+        assert spent.output_tokens == seen["completion_tokens"]
+    assert seen["faults"] == {"429": 1}
     assert whole.gate.limit, "one trial was refused, and all of the job's calls heed it"
     assert whole.gate.board.total(Column.IN_FLIGHT) == 0
 

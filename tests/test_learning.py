@@ -74,7 +74,7 @@ def test_the_writers_calls_count_and_a_cap_in_the_middle_changes_no_candidate(jo
         with pytest.raises(BudgetExhausted):
             run(replace(job, caps=Caps(usd=usd)))
         lines = (job.folder / "spending.jsonl").read_text().splitlines()
-        spent = sum(json.loads(line)["usd"] for line in lines)
+        spent = sum(json.loads(line)["usage"]["usd"] for line in lines)
         assert usd <= spent < usd + 0.03
         assert not (job.folder / "candidates.json").exists()
     assert fate(run(job)) == fate(joint)

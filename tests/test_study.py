@@ -173,7 +173,7 @@ def test_caps_are_hard_over_sessions_and_leave_room_for_the_test(tmp_path):
 
 def _spent(folder):
     lines = (folder / "spending.jsonl").read_text().splitlines()
-    return sum(json.loads(line)["usd"] for line in lines)
+    return sum(json.loads(line)["usage"]["usd"] for line in lines)
 
 
 def test_a_folder_keeps_to_its_job_and_bad_spaces_are_one_line(tmp_path, calm):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class JobPurse:
         session = 0
         sessions: dict[int, float] = {}
         for line in _read(path):
-            self._total += Usage(calls=line["n"], output_tokens=line["tokens"], usd=line["usd"])
+            self._total += _usage(line)
             sessions[line["session"]] = max(line["s"], sessions.get(line["session"], 0.0))
             session = max(session, line["session"])
         self._before_s = sum(sessions.values())
@@ -50,10 +50,10 @@ class JobPurse:
         """Take one call's usage out. Not flushed to the disk: only the machine's end loses it."""
         if not usage.calls:
             return
-        line = {"session": self._session, "s": round(self._clock() - self._started, 3),
-                "n": usage.calls, "tokens": usage.tokens, "usd": usage.usd}  # fmt: skip
+        spent_s = round(self._clock() - self._started, 3)
+        line = {"session": self._session, "s": spent_s, "usage": usage.to_json()}
         with self._lock:
-            self._total += Usage(calls=usage.calls, output_tokens=usage.tokens, usd=usage.usd)
+            self._total += usage
             self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             self._file.flush()
 
@@ -84,13 +84,19 @@ class JobPurse:
 
     @property
     def usage(self) -> Usage:
-        """Calls, tokens (all counted as output) and dollars of all sessions."""
+        """Of all sessions; its seconds are those of `seconds`."""
         with self._lock:
             return replace(self._total, seconds=self.seconds)
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+
+def _usage(line: Mapping[str, Any]) -> Usage:
+    if "usage" not in line:  # as it was first written: input and output in one number
+        return Usage(calls=line["n"], output_tokens=line["tokens"], usd=line["usd"])
+    return Usage.from_json(line["usage"])
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
