@@ -357,7 +357,7 @@ def _verdicts(rows: Sequence[Row]) -> Table:
             ),
             [
                 "dollars a sample, joint / MIPROv2 (mean of ratios)",
-                f"{fmean(dollars):.2f}x",
+                f"{fmean(dollars):.3f}x",
                 "<= 0.7x, score not lower",
             ],
             [
