@@ -48,7 +48,7 @@ from fleet_rlm.search.learn import Learning
 from fleet_rlm.search.policy import Noise, selection_noise
 from fleet_rlm.search.recipe import SUB_MODEL, Recipe
 from fleet_rlm.search.space import check_space, make_space
-from fleet_rlm.search.spending import JobPurse
+from fleet_rlm.search.spending import SPENDING, JobPurse
 from fleet_rlm.search.split import Split, split_suite
 from fleet_rlm.search.stored import TRIALS
 from fleet_rlm.search.study import Study, StudyResult, TrialResult, hints
@@ -605,7 +605,7 @@ def _opened(job: Compilation) -> Iterator[JobPurse]:
                 f"{folder} holds another job: {' and '.join(differs)} differ.",
                 fix="--out DIR with a new folder",
             )
-        purse = JobPurse(folder / "spending.jsonl", job.caps)
+        purse = JobPurse(folder / SPENDING, job.caps)
         try:
             yield purse
         finally:

@@ -14,6 +14,17 @@ import orjson
 from fleet_rlm.errors import BudgetExhausted
 from fleet_rlm.ledger import Caps, Usage, check_caps
 
+SPENDING = "spending.jsonl"
+
+
+def read_spending(path: Path) -> Usage:
+    """What a job has spent so far, its file left as it is; nothing where there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Usage()
+    return sum(map(_usage, _whole_lines(data)), Usage())
+
 
 class JobPurse:
     """The caps of a job over all of its runs, phases and sessions; see `ledger.Purse`.
@@ -105,7 +116,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     # A kill may leave half a line; what it told is lost, what follows must not be glued to it.
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
-    return [orjson.loads(line) for line in whole.splitlines()]
+    if not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+    return _whole_lines(data)
+
+
+def _whole_lines(data: bytes) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in data.split(b"\n")[:-1]]

@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import orjson
-
 from fleet_rlm.errors import UsageError, nearest
 from fleet_rlm.runner.store import read_json
+from fleet_rlm.search.spending import SPENDING, read_spending
 from fleet_rlm.statistics.unpaired import difference_interval
 
 TRIALS = "trials.json"
@@ -80,13 +79,13 @@ class StoredJob:
 
     def status(self) -> dict[str, Any]:
         """What `fleet-optimize status --json` prints."""
-        spent = self._spent()
+        spent = read_spending(self.folder / SPENDING)
         found: dict[str, Any] = {
             "job": self.folder.name,
             "stage": self.stage,
             "recipe": self.lock["recipe"]["name"],
-            "usd": round(spent["usd"], 9),
-            "calls": spent["n"],
+            "usd": round(spent.usd, 9),
+            "calls": spent.calls,
         }
         if self.study is not None:
             ended = [row for row in self.trials if row["outcome"] != "running"]
@@ -97,16 +96,6 @@ class StoredJob:
                 "front": self.study["front"],
             }
         return found
-
-    def _spent(self) -> dict[str, float]:
-        total = {"usd": 0.0, "n": 0}
-        try:
-            lines = (self.folder / "spending.jsonl").read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return total
-        for line in map(orjson.loads, lines):
-            total = {name: total[name] + line[name] for name in total}
-        return total
 
 
 def open_job(name: str, jobs_dir: Path) -> StoredJob:
