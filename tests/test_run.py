@@ -539,6 +539,9 @@ def test_the_next_command_runs_the_baseline_on_the_same_samples_and_then_compare
     ids.append({record["sample"] for record in records(project / "runs" / "baseline")})
     assert ids[0] == ids[1]
     assert f"next      fleet-eval compare runs/baseline runs/{first}" in done.stdout
+    (project / "runs" / first / "summary.json").write_text('{"half')
+    done = run(*words[2:], "--out", "runs/baseline")
+    assert "next      fleet-eval run needle" in done.stdout, "whatever lies beside it"
 
 
 def test_a_run_of_routing_says_which_tools_were_right(command):

@@ -23,6 +23,7 @@ from fleet_rlm.runner.arm import Arm, run_folder
 from fleet_rlm.runner.progress import make_progress
 from fleet_rlm.runner.run import Effort, Finished, Plan, run_arm
 from fleet_rlm.runner.sandboxes import specify_sandbox
+from fleet_rlm.runner.store import read_json
 from fleet_rlm.runner.stored import open_run
 from fleet_rlm.scoring.judge import check_independent
 from fleet_rlm.suites.suite import Suite
@@ -294,15 +295,22 @@ def _comparison(folder: Path, summary: Mapping[str, Any]) -> str | None:
     """The command that holds a run against the last one beside it of another program, if any."""
     found = {path.resolve().parent for path in folder.parent.glob("*/run.json")}  # not `latest`
     for beside in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:NEARBY]:
-        if not (beside / "summary.json").exists():
-            continue
-        other = json.loads((beside / "summary.json").read_text(encoding="utf-8"))
-        if other["suite"] == summary["suite"] and other["program"] != summary["program"]:
+        suite, program = _suite_and_program(beside)
+        if suite == summary["suite"] and program != summary["program"]:
             pair = [str(relative(beside)), str(relative(folder))]
             # the RLM is what is to be shown, everything else its baseline
-            pair = pair[::-1] if other["program"] == "rlm" else pair
+            pair = pair[::-1] if program == "rlm" else pair
             return shlex.join(["fleet-eval", "compare", *pair])
     return None
+
+
+def _suite_and_program(folder: Path) -> tuple[str | None, str | None]:
+    """Of a run that has ended; None for both where its summary says nothing."""
+    try:
+        found = read_json(folder / "summary.json") or {}
+    except UsageError:  # told when that run is asked for
+        return None, None
+    return found.get("suite"), found.get("program")
 
 
 def _other_arm(request: RunRequest) -> str:
